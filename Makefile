@@ -1,0 +1,40 @@
+# Every target is complete on its own: `make demo` and `make test` call `make setup` themselves.
+# GPU=1 installs FAISS for the GPU instead of the CPU; PYTHON=python3.12 picks the interpreter.
+PYTHON ?= python3
+VENV   ?= .venv
+FAISS  := $(if $(GPU),gpu,cpu)
+BIN    := $(VENV)/bin
+# On Linux the default package index serves torch with 3 GB of CUDA; the project's own CPU index has a
+# build of the same version. It is used where there is no NVIDIA driver and the index can be reached.
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup demo test check lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.done-$(FAISS)  ## make .venv and install what the README's commands need
+
+$(VENV)/.done-$(FAISS): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if [ -z "$(GPU)" ] && curl -sfIo /dev/null --max-time 5 $(CPU_TORCH)/torch/; then index="--extra-index-url $(CPU_TORCH)"; fi; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$index -c constraints.txt -e ".[cluster,$(FAISS),test]"
+	touch $@
+
+demo: setup  ## corpus -> train -> night -> evaluate -> search, on this machine, in minutes
+	$(BIN)/python -m jobs.demo
+
+check: lint  ## what must hold before a commit: lint, format, types, tests without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test: lint  ## check, and the slow tests too
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove what the demo made
+	rm -rf demo
