@@ -1,8 +1,43 @@
 """What the suite shares: one Ray cluster, one S3 server, one small corpus, a fixed hypothesis profile."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("suite")
+
+# Several ranks on two cores: without this every process starts as many threads as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One local Ray for all tests that need one. The CPUs are logical: more than a small machine has."""
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=512 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 96 drawn pairs in 3 files, all of split `train`."""
+    from pipeline.corpus.scenes import write_corpus
+
+    folder = tmp_path_factory.mktemp("scenes") / "corpus"
+    write_corpus(folder, 96, 32, 7, split="train")
+    return folder

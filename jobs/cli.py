@@ -1,0 +1,37 @@
+"""The `hashfleet` command: `hashfleet train ...` is `python jobs/train.py ...`."""
+
+import importlib
+import sys
+
+from jobs.command import USAGE_ERROR, run_job
+
+JOBS = {
+    "train": "train a hash network on image-text shards",
+    "encode": "re-encode what has changed into packed codes",
+    "build_index": "build the missing index parts of a store",
+    "nightly": "encode, index and publish one release",
+    "evaluate": "judge a model: mAP in both directions, with baselines",
+    "search": "search a release by text, picture or code",
+    "releases": "list, show and verify releases",
+    "demo": "run the whole chain on a corpus of drawn scenes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job that the first argument names; return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: hashfleet JOB [--config FILE] [--set A.B=C] ...\n\njobs:")
+        for name, purpose in JOBS.items():
+            print(f"  {name:<12} {purpose}")
+        print("\n`hashfleet JOB --help` tells more.")
+        return 0 if arguments else USAGE_ERROR
+    name, *rest = arguments
+    if name not in JOBS:
+        print(f"unknown job {name!r}; known: {', '.join(JOBS)}", file=sys.stderr)
+        return USAGE_ERROR
+    return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
