@@ -47,8 +47,18 @@ class SplitConfig(Section):
     validation: float = Field(0.0, ge=0, lt=1)  # share of train, drawn by key, kept out of training
 
 
+class ScenesConfig(Section):
+    """The built-in corpus, drawn at `data.path` when nothing is there yet."""
+
+    rows: int = Field(8000, ge=1)
+    rows_per_file: int = Field(1000, ge=1)
+    seed: int = 1
+    split: str = "train"
+
+
 class DataConfig(Section):
     path: str | None = None  # a Parquet file, a folder or a URI of them
+    scenes: ScenesConfig | None = None
     columns: Columns = Columns()
     limits: DecodeLimits = DecodeLimits()
     split: SplitConfig = SplitConfig()

@@ -1,0 +1,32 @@
+"""Where a run's rows come from: the source of `data.path`, drawn first if it is the built-in corpus."""
+
+import logging
+from pathlib import Path
+
+from jobs.config import Config
+from pipeline.corpus.scenes import write_corpus
+
+log = logging.getLogger(__name__)
+
+
+def source_uri(config: Config) -> str:
+    """Return the source as a URI or an absolute path, which means the same to every process of the run.
+
+    With `data.scenes` and nothing at a local `data.path`, the corpus is drawn there.
+
+    Raises:
+        ValueError: no path is given, or the built-in corpus is asked for at a URI.
+    """
+    path = config.require("data.path")
+    scenes = config.data.scenes
+    if "://" in path:
+        if scenes is not None:
+            raise ValueError(
+                f"data.scenes draws into a local folder, got data.path {path}; drop one of the two"
+            )
+        return path
+    folder = Path(path).resolve()
+    if scenes is not None and not folder.exists():
+        log.info("drawing %d scenes into %s", scenes.rows, folder)
+        write_corpus(folder, scenes.rows, scenes.rows_per_file, scenes.seed, split=scenes.split)
+    return str(folder)
