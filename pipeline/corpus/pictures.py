@@ -1,0 +1,80 @@
+"""Decoding one picture, by Pillow: whole or not at all, and the same bytes always to the same pixels.
+
+Equal pixels across machines need the same Pillow and libjpeg. A fault is a ValueError whose message reads
+"reason: detail", the reason being one of a few short classes to count by.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Pictures we read. A shorter list of parsers is a smaller surface for hostile bytes."""
+
+# Pillow's own, laxer pixel limit warns about what `max_pixels` decides.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_picture(data: bytes | memoryview, size: int, *, crop: bool, max_pixels: int) -> np.ndarray:
+    """Decode a picture to a square of uint8 RGB; animations give their first frame.
+
+    The whole picture is scaled to the square, or with `crop` its largest central square. One bilinear
+    filter with antialiasing; a JPEG of at least twice the size asked for is first decoded at 1/2, 1/4 or 1/8
+    (libjpeg's scaled decode: much faster on photographs, and repeatable). Transparency lies on white;
+    stored orientation is not applied.
+
+    Returns:
+        (size, size, 3) uint8.
+    Raises:
+        ValueError: "not an image", "image too large", "truncated image" or "damaged image".
+    """
+    # Some library in the process may have asked for half-decoded pictures; we never want them.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height <= max_pixels:
+                return _to_square(picture, size, crop=crop)
+            found = f"{picture.width} x {picture.height}"
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image: expected {', '.join(FORMATS)}; got {_peek(data)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image too large: {error}") from error
+    except Exception as error:  # Pillow's parsers raise whatever a hostile file leads them to
+        reason = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise ValueError(f"{reason} image: {type(error).__name__}: {error}") from error
+    raise ValueError(f"image too large: must have at most {max_pixels} pixels, got {found}")
+
+
+def _peek(data: bytes | memoryview) -> str:
+    return f"{len(data)} bytes that begin with {bytes(data[:8])!r}"
+
+
+def _to_square(picture: Image.Image, size: int, *, crop: bool) -> np.ndarray:
+    width, height = picture.size
+    if picture.format == "JPEG":
+        picture.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]  # None keeps the mode
+    # The box is in pixels of the full picture; a scaled decode divides it, exactly, by its factor.
+    left, top = ((width - height) / 2, 0.0) if width > height else (0.0, (height - width) / 2)
+    box = (left, top, width - left, height - top) if crop else (0.0, 0.0, float(width), float(height))
+    factor = _draft_factor(width, picture.width)
+    box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+    rgb = _to_rgb(picture)
+    if rgb.size != (size, size) or box != (0, 0, size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(rgb)
+
+
+def _draft_factor(full: int, decoded: int) -> int:
+    """Return by what a scaled decode has divided the sides; libjpeg rounds the decoded size up."""
+    return next(factor for factor in (1, 2, 4, 8) if -(-full // factor) == decoded)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits: keep the upper 8, where Pillow would clip
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
