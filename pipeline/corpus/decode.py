@@ -201,7 +201,7 @@ class _PictureRows:
         return self.raws[position] or b""
 
     def decode(self, positions: list[int]) -> tuple[Any, dict[int, str]]:
-        size = self.recipe.image_size
+        size = self.recipe.image_size or 0
         pixels = np.empty((len(positions), size, size, 3), dtype=np.uint8)
         faults, count = {}, 0
         for position in positions:

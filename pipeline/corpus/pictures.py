@@ -54,7 +54,7 @@ def _peek(data: bytes | memoryview) -> str:
 def _to_square(picture: Image.Image, size: int, *, crop: bool) -> np.ndarray:
     width, height = picture.size
     if picture.format == "JPEG":
-        picture.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]  # None keeps the mode
+        picture.draft(None, (2 * size, 2 * size))  # None keeps the mode
     # The box is in pixels of the full picture; a scaled decode divides it, exactly, by its factor.
     left, top = ((width - height) / 2, 0.0) if width > height else (0.0, (height - width) / 2)
     box = (left, top, width - left, height - top) if crop else (0.0, 0.0, float(width), float(height))
