@@ -1,5 +1,8 @@
 """Slow, obvious oracles: plain loops over what the definitions say. Never imported by the product."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 
 
@@ -20,3 +23,32 @@ def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return "".join(f"{byte:08b}" for byte in row)
 
     return np.array([[sum(x != y for x, y in zip(bits(q), bits(n), strict=True)) for n in b] for q in a])
+
+
+def search(query: np.ndarray, codes: np.ndarray, *, ids: list[int], keys: list[str], k: int) -> list[list]:
+    """Return per query the first k of all rows ordered by (distance, id, key), as (distance, id, key)."""
+    distances = hamming(query, codes)
+    return [sorted(zip(row.tolist(), ids, keys, strict=True))[:k] for row in distances]
+
+
+def average_precision(ranked: list[bool], k: int) -> Fraction:
+    """Return AP@k of one ranked list: mean precision at the relevant ranks within k, 0 without any."""
+    precisions, found = [], 0
+    for rank, relevant in enumerate(ranked[:k], 1):
+        if relevant:
+            found += 1
+            precisions.append(Fraction(found, rank))
+    return sum(precisions, Fraction(0)) / max(len(precisions), 1)
+
+
+def average_precision_over_ties(
+    distances: list[int], relevant: list[bool], k: int
+) -> tuple[Fraction, Fraction, Fraction]:
+    """Return lowest, mean and highest AP@k over every order of the rows at equal distance."""
+    groups = [
+        [hit for value, hit in zip(distances, relevant, strict=True) if value == distance]
+        for distance in sorted(set(distances))
+    ]
+    orders = itertools.product(*(list(itertools.permutations(group)) for group in groups))
+    values = [average_precision(list(itertools.chain(*order)), k) for order in orders]
+    return min(values), sum(values, Fraction(0)) / len(values), max(values)
