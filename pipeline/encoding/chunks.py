@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
+from pipeline.releases.storage import SourceFile
+
 CHUNK_BYTES = 64 << 20
 
 
@@ -12,7 +14,7 @@ CHUNK_BYTES = 64 << 20
 class Chunk:
     """A fixed row range of one unit, the grain of work: a part of one row group, or several of them whole."""
 
-    path: str  # of the unit, below the source root
+    unit: SourceFile
     index: int  # among the chunks of the unit
     start: int  # rows [start, stop) of the unit
     stop: int
@@ -29,12 +31,15 @@ class _RowGroup:
 
 
 def plan_chunks(
-    path: str, metadata: pq.FileMetaData, *, max_bytes: int = CHUNK_BYTES, image_size: int | None = None
+    unit: SourceFile,
+    metadata: pq.FileMetaData,
+    *,
+    max_bytes: int = CHUNK_BYTES,
+    image_size: int | None = None,
 ) -> list[Chunk]:
     """Cut a unit into chunks whose decoded rows fit in `max_bytes` each.
 
     Args:
-        path: of the unit, below the source root.
         max_bytes: column bytes and pixels of a chunk; one row beyond that is a chunk alone.
         image_size: side in pixels of a decoded picture; None where the image side is features.
     Returns:
@@ -49,7 +54,7 @@ def plan_chunks(
 
     def add(groups: list[_RowGroup], start: int, stop: int) -> None:
         indices = tuple(group.index for group in groups)
-        chunks.append(Chunk(path, len(chunks), start, stop, indices, start - groups[0].start))
+        chunks.append(Chunk(unit, len(chunks), start, stop, indices, start - groups[0].start))
 
     for group in _row_groups(metadata, image_size):
         if whole and sum(member.size for member in whole) + group.size > max_bytes:

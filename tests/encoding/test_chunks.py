@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.encoding.chunks import plan_chunks
+from pipeline.releases.storage import SourceFile
+
+UNIT = SourceFile("a.parquet", 0, "token")
 
 
 def footer(rows: list[int], width: int = 1) -> pq.FileMetaData:
@@ -37,7 +40,7 @@ def test_chunks_tile_the_rows_and_keep_to_whole_row_groups_or_one(
     rows: list[int], max_bytes: int, image_size: int | None
 ) -> None:
     metadata = footer(rows)
-    chunks = plan_chunks("a.parquet", metadata, max_bytes=max_bytes, image_size=image_size)
+    chunks = plan_chunks(UNIT, metadata, max_bytes=max_bytes, image_size=image_size)
     covered = [row for chunk in chunks for row in range(chunk.start, chunk.stop)]
     assert covered == list(range(sum(rows)))
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
@@ -58,7 +61,7 @@ def test_chunks_tile_the_rows_and_keep_to_whole_row_groups_or_one(
 @given(rows=st.lists(st.integers(1, 9), min_size=2, max_size=6), max_bytes=st.integers(1, 5000))
 def test_neighbouring_row_groups_share_a_chunk_when_they_fit(rows: list[int], max_bytes: int) -> None:
     metadata = footer(rows)
-    chunks = plan_chunks("a.parquet", metadata, max_bytes=max_bytes)
+    chunks = plan_chunks(UNIT, metadata, max_bytes=max_bytes)
     for left, right in itertools.pairwise(chunks):
         groups = {*left.row_groups, *right.row_groups}
         size = sum(metadata.row_group(group).total_byte_size for group in groups)
@@ -70,17 +73,17 @@ def test_a_large_row_group_is_cut_evenly(rows: int) -> None:
     row = 3 * 10**2
     metadata = footer([rows], width=0)
     extra = metadata.row_group(0).total_byte_size
-    chunks = plan_chunks("a.parquet", metadata, max_bytes=4 * row + extra, image_size=10)
+    chunks = plan_chunks(UNIT, metadata, max_bytes=4 * row + extra, image_size=10)
     sizes = [chunk.stop - chunk.start for chunk in chunks]
     assert max(sizes) - min(sizes) <= 1
     assert len(chunks) == -(-rows // 4)
 
 
 def test_a_unit_without_rows_has_no_chunk() -> None:
-    assert plan_chunks("a.parquet", footer([])) == []
-    assert plan_chunks("a.parquet", footer([0])) == []
+    assert plan_chunks(UNIT, footer([])) == []
+    assert plan_chunks(UNIT, footer([0])) == []
 
 
 def test_a_bound_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="max_bytes must be positive, got 0"):
-        plan_chunks("a.parquet", footer([1]), max_bytes=0)
+        plan_chunks(UNIT, footer([1]), max_bytes=0)

@@ -1,0 +1,231 @@
+"""The code file: one unit's packed codes of one side, and the rejects that stand beside it.
+
+Both are pure functions of what their address names: the same unit, tower and recipe give the same bytes,
+whoever encoded which chunk and in which order. The code file carries the ledger of its side in its schema
+metadata; nothing here decodes, computes codes or writes a store.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.codes import BIT_ORDER, PACKER_VERSION, code_size
+from pipeline.corpus.decode import HASH_SIZE, Reject
+from pipeline.corpus.schema import Side, sample_ids
+
+CODE_FILE_VERSION = 1
+DUPLICATE = "duplicate key"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the rows of one unit on one side; `read == encoded + rejected + absent`."""
+
+    read: int
+    encoded: int
+    rejected: int
+    absent: int
+    reasons: dict[str, int] = field(default_factory=dict)  # rejected rows by reason
+
+    @property
+    def balanced(self) -> bool:
+        return self.read == self.encoded + self.rejected + self.absent
+
+
+@dataclass(frozen=True)
+class CodeFileRecipe:
+    """What a code file is of: its address and all that the address covers."""
+
+    side: Side
+    address: str
+    unit_token: str
+    fingerprint: str
+    input_recipe: str
+    code_length: int
+
+
+@dataclass(frozen=True)
+class EncodedSide:
+    """One side of a range of rows after the network: packed codes, rejects, and the count of absent rows."""
+
+    read: int
+    absent: int
+    rows: np.ndarray  # (n,) int64: row numbers inside the unit
+    hashes: np.ndarray  # (n, 16) uint8
+    codes: np.ndarray  # (n, S) uint8
+    rejects: tuple[Reject, ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeFile:
+    """The bytes of one side of a unit; `rejects` is None where no row was rejected."""
+
+    recipe: CodeFileRecipe
+    ledger: Ledger
+    codes: bytes
+    rejects: bytes | None
+
+
+def make_code_file(recipe: CodeFileRecipe, keys: pa.Array, parts: Sequence[EncodedSide]) -> CodeFile:
+    """Put the encoded ranges of a unit together.
+
+    Of rows with the same key the first is kept and the others are rejected, whatever became of the first: the
+    two sides of a unit thus agree on which row a key stands for.
+
+    Args:
+        keys: the key of every row of the unit in row order; null where a row has no usable key.
+        parts: encoded ranges that cover every row once, in any order.
+    Raises:
+        RuntimeError: the ledger does not balance: a row was lost or counted twice.
+    """
+    side = _drop_duplicates(_join(parts, code_size(recipe.code_length)), keys)
+    ledger = _ledger(side)
+    if not ledger.balanced or ledger.read != len(keys):
+        raise RuntimeError(
+            f"the ledger of {recipe.side} code file {recipe.address} does not balance over {len(keys)} rows: "
+            f"{ledger}; nothing was written"
+        )
+    metadata = _metadata(recipe, ledger)
+    rejects = _parquet(_reject_table(side.rejects, metadata)) if side.rejects else None
+    return CodeFile(recipe, ledger, _parquet(_code_table(side, keys, metadata)), rejects)
+
+
+def read_ledger(schema: pa.Schema) -> Ledger:
+    """Return the ledger that a code file carries.
+
+    Raises:
+        ValueError: the schema is not that of a code file.
+    """
+    metadata = schema.metadata or {}
+    if b"hashfleet.ledger" not in metadata:
+        raise ValueError(
+            f"not a code file: no hashfleet.ledger in its schema; found {', '.join(schema.names)}"
+        )
+    return Ledger(**json.loads(metadata[b"hashfleet.ledger"]))
+
+
+def code_schema(code_length: int) -> pa.Schema:
+    """Return the columns of a code file."""
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("key", pa.string()),
+            ("row", pa.int64()),
+            ("content_hash", pa.binary(HASH_SIZE)),
+            ("code", pa.binary(code_size(code_length))),
+        ]
+    )
+
+
+REJECT_SCHEMA = pa.schema(
+    [("row", pa.int64()), ("key", pa.string()), ("reason", pa.string()), ("error", pa.string())]
+)
+
+
+def _join(parts: Sequence[EncodedSide], size: int) -> EncodedSide:
+    rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
+    order = np.argsort(rows, kind="stable")
+    hashes = np.concatenate([np.empty((0, HASH_SIZE), np.uint8), *(part.hashes for part in parts)])
+    codes = np.concatenate([np.empty((0, size), np.uint8), *(part.codes for part in parts)])
+    return EncodedSide(
+        read=sum(part.read for part in parts),
+        absent=sum(part.absent for part in parts),
+        rows=rows[order],
+        hashes=hashes[order],
+        codes=codes[order],
+        rejects=tuple(sorted((reject for part in parts for reject in part.rejects), key=lambda r: r.row)),
+    )
+
+
+def _drop_duplicates(side: EncodedSide, keys: pa.Array) -> EncodedSide:
+    """Turn the encoded rows whose key an earlier row of the unit has into rejects."""
+    first = _first_rows(keys)
+    duplicate = first[side.rows] != side.rows
+    if not duplicate.any():
+        return side
+    rejects = [
+        Reject(int(row), keys[int(row)].as_py(), DUPLICATE, f"row {first[row]} of this unit has the same key")
+        for row in side.rows[duplicate]
+    ]
+    kept = ~duplicate
+    return replace(
+        side,
+        rows=side.rows[kept],
+        hashes=side.hashes[kept],
+        codes=side.codes[kept],
+        rejects=tuple(sorted((*side.rejects, *rejects), key=lambda reject: reject.row)),
+    )
+
+
+def _first_rows(keys: pa.Array) -> np.ndarray:
+    """Return, for each row, the first row with its key; of rows without one, nothing that means anything."""
+    groups = pc.fill_null(keys.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
+    _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
+    return first[group_of_row]
+
+
+def _ledger(side: EncodedSide) -> Ledger:
+    reasons = [reject.reason for reject in side.rejects]
+    return Ledger(
+        read=side.read,
+        encoded=len(side.rows),
+        rejected=len(reasons),
+        absent=side.absent,
+        reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    )
+
+
+def _metadata(recipe: CodeFileRecipe, ledger: Ledger) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "version": CODE_FILE_VERSION,
+        "side": recipe.side,
+        "unit_token": recipe.unit_token,
+        "fingerprint": recipe.fingerprint,
+        "input_recipe": recipe.input_recipe,
+        "code_length": recipe.code_length,
+        "bit_order": BIT_ORDER,
+        "packer_version": PACKER_VERSION,
+        "ledger": json.dumps(asdict(ledger), sort_keys=True),
+    }
+    return {f"hashfleet.{name}": str(value) for name, value in values.items()}
+
+
+def _code_table(side: EncodedSide, keys: pa.Array, metadata: dict[str, str]) -> pa.Table:
+    mine = keys.take(pa.array(side.rows))
+    table = pa.table(
+        {
+            "id": sample_ids(mine.to_pylist()),
+            "key": mine,
+            "row": side.rows,
+            "content_hash": _fixed_binary(side.hashes),
+            "code": _fixed_binary(side.codes),
+        },
+        schema=code_schema(8 * side.codes.shape[1]).with_metadata(metadata),
+    )
+    return table.sort_by([("id", "ascending"), ("key", "ascending")])
+
+
+def _reject_table(rejects: Sequence[Reject], metadata: dict[str, str]) -> pa.Table:
+    columns = {name: [getattr(reject, name) for reject in rejects] for name in REJECT_SCHEMA.names}
+    return pa.table(columns, schema=REJECT_SCHEMA.with_metadata(metadata))
+
+
+def _fixed_binary(values: np.ndarray) -> pa.Array:
+    """Turn (N, W) uint8 into N binary values of width W without a copy."""
+    width = values.shape[1]
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """Write Parquet whose bytes depend on the table alone: codes do not compress and take no dictionary."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["reason"], write_statistics=["id"])
+    return sink.getvalue().to_pybytes()
