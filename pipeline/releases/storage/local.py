@@ -1,0 +1,118 @@
+"""A local folder as storage: a temporary file in the same folder, synced, then renamed or linked."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.fs
+
+from pipeline.releases.addresses import digest_bytes
+from pipeline.releases.storage.backend import TEMPORARY, SourceFile, temporary
+
+
+class LocalBackend:
+    """Files below a local folder, which need not exist before the first write."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.uri = str(self.root)
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def write(self, path: str, data: bytes) -> None:
+        self._put(path, lambda partial: _write_synced(partial, data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self.root / path
+        if target.exists():
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(target) as partial:
+            _write_synced(partial, data)
+            try:
+                os.link(partial, target)
+            except FileExistsError:
+                return False
+        _sync_folder(target.parent)
+        return True
+
+    def stat(self, path: str) -> SourceFile:
+        target = self.root / path
+        if not target.is_file():
+            raise FileNotFoundError(f"{target}: no such file")
+        return _source_file(path, target.stat())
+
+    def files(self, prefix: str) -> Iterator[SourceFile]:
+        folder = self.root / prefix
+        yield from _walk(folder, f"{prefix}/" if prefix else "", above=())
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def upload(self, file: Path, path: str) -> None:
+        self._put(path, lambda partial: _copy_synced(file, partial))
+
+    def download(self, path: str, file: Path) -> None:
+        shutil.copyfile(self.root / path, file)
+
+    def local(self, path: str) -> Path | None:
+        return self.root / path
+
+    def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        return pyarrow.fs.LocalFileSystem(), self.uri
+
+    def _put(self, path: str, fill: Callable[[Path], None]) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(target) as partial:
+            fill(partial)
+            partial.replace(target)
+        _sync_folder(target.parent)
+
+
+def _walk(folder: Path, prefix: str, *, above: tuple[tuple[int, int], ...]) -> Iterator[SourceFile]:
+    """Yield the files below a folder; links to folders are followed unless they lead back up."""
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if entry.name.startswith(TEMPORARY):
+            continue
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above=(*above, here))
+        elif entry.is_file():
+            yield _source_file(prefix + entry.name, entry.stat())
+
+
+def _source_file(path: str, status: os.stat_result) -> SourceFile:
+    name = digest_bytes(os.fsencode(path))
+    return SourceFile(path=path, size=status.st_size, token=f"{status.st_mtime_ns}-{name}")
+
+
+def _write_synced(file: Path, data: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _copy_synced(source: Path, file: Path) -> None:
+    shutil.copyfile(source, file)
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable before anything that names the file can be written."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
