@@ -1,0 +1,70 @@
+"""What the loop reports every few steps: mean terms, code health, rows per second, time waited for data."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from torch import Tensor
+
+from cmh_models.method import SIDES, HashOutput
+from pipeline.learning.gather import all_sum, rank
+from pipeline.learning.health import code_health, count_ones, describe_collapse
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Monitor:
+    """Adds up one log window; `read` judges it and opens the next. Rows are those of the global batch."""
+
+    def __init__(self, code_length: int, rows_per_step: int) -> None:
+        self.latest: dict[str, float] = {}
+        self._code_length = code_length
+        self._rows_per_step = rows_per_step
+        self._open()
+
+    def _open(self) -> None:
+        self._steps = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._terms: dict[str, float] = defaultdict(float)
+        self._ones: dict[str, Tensor] = {}
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass batches through and note how long they kept the loop waiting."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - asked
+            yield batch
+
+    def add(self, values: Mapping[str, float], output: HashOutput) -> None:
+        """Note one step."""
+        self._steps += 1
+        for name, value in values.items():
+            self._terms[name] += value
+        for side in SIDES:
+            ones = count_ones(output[side])
+            self._ones[side] = self._ones[side] + ones if side in self._ones else ones
+
+    def read(self) -> dict[str, float]:
+        """Return the scalars of the window; all ranks call it, as it sums over them."""
+        seconds = time.perf_counter() - self._since
+        rows = self._steps * self._rows_per_step
+        means = {f"loss_{name}": total / self._steps for name, total in self._terms.items()}
+        self.latest = {"loss": sum(means.values()), **means}
+        for side in SIDES:
+            health = code_health(all_sum(self._ones[side]), rows)
+            self.latest |= {f"{side}_{name}": value for name, value in health.items()}
+            collapse = describe_collapse(side, health, code_length=self._code_length, rows=rows)
+            if collapse and rank() == 0:
+                log.warning(collapse)
+        speed = {"rows_per_second": rows / seconds, "data_wait": self._waited / seconds}
+        self._open()
+        return self.latest | speed
