@@ -1,0 +1,191 @@
+"""Codes to compare a method with: random, CCA, and ridge regression on label codes. numpy only.
+
+Each works on the fixed features that the method itself starts from. What has to be chosen (the regulariser,
+the best code length) is chosen on validation rows taken out of train, never on query rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.codes import check_code_length, code_size, pack
+from pipeline.quality.metrics import average_precision, count_by_distance, pack_labels
+
+REGULARISERS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+LENGTHS = (8, 16, 32, 64, 128)
+VALIDATION_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Features:
+    """Complete pairs as features, for one baseline to learn from."""
+
+    image: np.ndarray  # (N, D_image) float
+    text: np.ndarray  # (N, D_text) float
+    labels: Sequence[Sequence[int] | np.ndarray]
+
+    def take(self, rows: np.ndarray) -> "Features":
+        return Features(self.image[rows], self.text[rows], [self.labels[row] for row in rows])
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map whose signs are the code, one bit per column."""
+
+    mean: np.ndarray  # (D,)
+    weight: np.ndarray  # (D, L)
+
+    def codes(self, features: np.ndarray, *, code_length: int | None = None) -> np.ndarray:
+        """Return packed codes of the first `code_length` columns, all by default."""
+        return pack((features - self.mean) @ self.weight[:, :code_length])
+
+
+Pair = dict[str, Projection]
+"""The projections of both sides: `image` and `text`."""
+Fit = Callable[[Features, float], Pair]
+"""Learns from features with a regulariser."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose, fitted anew on all train rows."""
+
+    projections: Pair
+    code_length: int
+    regulariser: float
+    validation_map: float  # mean of both directions, mAP@all expected over ties
+
+    def codes(self, features: Features) -> dict[str, np.ndarray]:
+        """Return the packed codes of both sides."""
+        return {
+            side: projection.codes(getattr(features, side), code_length=self.code_length)
+            for side, projection in self.projections.items()
+        }
+
+
+def random_codes(rows: int, *, code_length: int, seed: int) -> dict[str, np.ndarray]:
+    """Return codes that know nothing: drawn independently for both sides."""
+    drawn = np.random.default_rng(seed).integers(0, 256, (2, rows, code_size(code_length)), dtype=np.uint8)
+    return {"image": drawn[0], "text": drawn[1]}
+
+
+def fit_cca(features: Features, regulariser: float, *, code_length: int) -> Pair:
+    """Fit canonical correlation analysis: pairs of directions along which the two sides agree most.
+
+    Args:
+        regulariser: added to the diagonal of each side's covariance, as a multiple of its mean.
+        code_length: number of directions, strongest first.
+    Raises:
+        ValueError: the narrower side has fewer features than bits.
+    Source: Hotelling 1936, in the ridge form of Vinod 1976.
+    """
+    narrow = min(features.image.shape[1], features.text.shape[1])
+    if check_code_length(code_length) > narrow:
+        raise ValueError(f"CCA gives at most {narrow} bits on these features, got code_length {code_length}")
+    image_mean, image, image_root = _whitened(features.image, regulariser)
+    text_mean, text, text_root = _whitened(features.text, regulariser)
+    cross = np.linalg.solve(image_root, image.T @ text) / len(image)
+    left, _, right = np.linalg.svd(np.linalg.solve(text_root, cross.T).T, full_matrices=False)
+    return {
+        "image": Projection(image_mean, np.linalg.solve(image_root.T, left[:, :code_length])),
+        "text": Projection(text_mean, np.linalg.solve(text_root.T, right[:code_length].T)),
+    }
+
+
+def fit_ridge(features: Features, regulariser: float, *, code_length: int, seed: int = 0) -> Pair:
+    """Fit ridge regression of each side on label codes: random projections of the centred label sets."""
+    classes = _classes(features.labels)
+    members = np.zeros((len(features.labels), len(classes)))
+    for row, labels in enumerate(features.labels):
+        members[row, np.searchsorted(classes, labels)] = 1
+    mixing = np.random.default_rng(seed).standard_normal((len(classes), check_code_length(code_length)))
+    targets = (members - members.mean(axis=0)) @ mixing
+    pair = {}
+    for side in ("image", "text"):
+        mean, centred, root = _whitened(getattr(features, side), regulariser)
+        half = np.linalg.solve(root, centred.T @ targets / len(targets))
+        pair[side] = Projection(mean, np.linalg.solve(root.T, half))
+    return pair
+
+
+def choose(
+    fit: Fit,
+    features: Features,
+    *,
+    lengths: Sequence[int],
+    seed: int,
+    regularisers: Sequence[float] = REGULARISERS,
+) -> dict[int, Choice]:
+    """Choose the regulariser of each code length on validation rows and fit anew on all rows.
+
+    Validation rows ask, the other train rows are searched.
+
+    Args:
+        fit: gives max(lengths) bits, the shorter codes being its first bits.
+        seed: of the draw of validation rows.
+    """
+    order = np.random.default_rng(seed).permutation(len(features.labels))
+    held = max(1, round(VALIDATION_SHARE * len(order)))
+    validation, rest = features.take(np.sort(order[:held])), features.take(np.sort(order[held:]))
+    scores: dict[int, list[float]] = {code_length: [] for code_length in lengths}
+    for regulariser in regularisers:
+        pair = fit(rest, regulariser)
+        for code_length in lengths:
+            scores[code_length].append(_score(Choice(pair, code_length, regulariser, 0.0), validation, rest))
+    best = {code_length: int(np.argmax(values)) for code_length, values in scores.items()}
+    final = {index: fit(features, regularisers[index]) for index in sorted(set(best.values()))}
+    return {
+        code_length: Choice(final[index], code_length, regularisers[index], scores[code_length][index])
+        for code_length, index in best.items()
+    }
+
+
+def choose_cca(features: Features, *, code_length: int, seed: int) -> dict[str, Choice]:
+    """Return CCA at a code length (`cca`) and at the length that validation likes best (`cca_best`).
+
+    `cca` is missing where the narrower side has fewer features than bits.
+    """
+    narrow = min(features.image.shape[1], features.text.shape[1])
+    lengths = [length for length in sorted({*LENGTHS, code_length}) if length <= narrow]
+    if not lengths:
+        raise ValueError(f"CCA gives at most {narrow} bits on these features, fewer than {min(LENGTHS)}")
+
+    def fit(rows: Features, regulariser: float) -> Pair:
+        return fit_cca(rows, regulariser, code_length=lengths[-1])
+
+    choices = choose(fit, features, lengths=lengths, seed=seed)
+    best = max(choices.values(), key=lambda choice: choice.validation_map)
+    return {"cca": choices[code_length], "cca_best": best} if code_length in choices else {"cca_best": best}
+
+
+def _whitened(features: np.ndarray, regulariser: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, centred features, and the Cholesky root of their regularised covariance."""
+    wide = np.asarray(features, np.float64)
+    mean = wide.mean(axis=0)
+    centred = wide - mean
+    covariance = centred.T @ centred / len(centred)
+    # A feature that never varied would make the covariance singular; it also carries nothing.
+    floor = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    covariance[np.diag_indices_from(covariance)] += regulariser * floor
+    return mean, centred, np.linalg.cholesky(covariance)
+
+
+def _score(choice: Choice, validation: Features, rest: Features) -> float:
+    """Return the mean mAP@all of both directions."""
+    classes = _classes([*validation.labels, *rest.labels])
+    asked, found = choice.codes(validation), choice.codes(rest)
+    labels = {
+        "query_labels": pack_labels(validation.labels, classes=classes),
+        "retrieval_labels": pack_labels(rest.labels, classes=classes),
+    }
+    directions = (("image", "text"), ("text", "image"))
+    scores = [
+        average_precision(count_by_distance(asked[a], found[b], **labels)).expected.mean()
+        for a, b in directions
+    ]
+    return float(np.mean(scores))
+
+
+def _classes(labels: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([np.asarray(row, np.int64) for row in labels]))
