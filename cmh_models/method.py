@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
+
+from pipeline.codes import check_code_length
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, Side] = ("image", "text")
@@ -42,6 +45,10 @@ class Term:
     numerator: Tensor
     denominator: Tensor
 
+    def value(self) -> Tensor:
+        """Return numerator / denominator, both summed over the ranks; a mean over no pairs is 0."""
+        return self.numerator / self.denominator.clamp_min(1)
+
 
 class Everyone(Mapping[str, Tensor]):
     """The gathered outputs of the global batch, and where the local rows stand among them."""
@@ -65,6 +72,47 @@ def binarize(relaxed: Tensor) -> Tensor:
     return torch.where(relaxed >= 0, 1.0, -1.0).to(relaxed.dtype)
 
 
+class MethodConfig(BaseModel):
+    """The settings that every method has; a method's own stand in a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    code_length: int = 64
+
+    @field_validator("code_length")
+    @classmethod
+    def _whole_bytes(cls, value: int) -> int:
+        return check_code_length(value)
+
+
+class SideNetwork(nn.Module):
+    """The network of one side: from what `collate` makes to the (B, L) values whose signs are the code.
+
+    It also describes its inputs by fixed features, which no training changes: similarity targets and
+    baselines are computed from them.
+    """
+
+    image_size: int | None = None
+    """Side of the square pictures it takes; None for texts and features."""
+
+    def collate(self, values: Any) -> Tensor:
+        """Turn decoded values of B rows into one tensor."""
+        raise NotImplementedError
+
+    def describe(self, inputs: Tensor) -> Tensor:
+        """Return (B, D) fixed features of the inputs."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        """Return (B, L) values; `described` saves computing the description again."""
+        raise NotImplementedError
+
+    def architecture(self) -> dict[str, Any]:
+        """Return all that its output depends on besides inputs and weights, as plain JSON values."""
+        raise NotImplementedError
+
+
 class HashMethod(nn.Module):
     """Networks and loss of one paper.
 
@@ -72,13 +120,19 @@ class HashMethod(nn.Module):
     lives under its own attribute: the fingerprint of a side covers nothing else.
     """
 
-    gathers: ClassVar[tuple[str, ...]] = ()
+    gathers: tuple[str, ...] = ()
     """Names of outputs that every rank needs from every rank."""
     needs_labels: ClassVar[bool] = False
 
-    image: nn.Module
-    text: nn.Module
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    image: SideNetwork
+    text: SideNetwork
     code_length: int
+    spec: dict[str, Any]
+    """The settings it was built from, defaults filled in: `method` and `towers`."""
+    statistics_rounds: int = 0
+    """Rounds of forward, sums and update_statistics, without gradient, to run before the first step."""
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         """Return the relaxed codes of both sides and whatever else the loss needs."""
@@ -99,7 +153,12 @@ class HashMethod(nn.Module):
 
     def encode(self, side: Side, inputs: Tensor) -> Tensor:
         """Return the (B, L) relaxed codes of one side, as search will use them."""
-        return getattr(self, side)(inputs)
+        return torch.tanh(getattr(self, side)(inputs))
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square pictures that the image network takes, in pixels; None for features."""
+        return self.image.image_size
 
     def collate(self, side: Side, values: Any) -> Tensor:
         """Turn decoded values of one side into what its network takes.
@@ -107,4 +166,5 @@ class HashMethod(nn.Module):
         Args:
             values: image pixels (B, H, W, 3) uint8, features (B, D) float32, or a list of B texts.
         """
-        return getattr(self, side).collate(values)
+        network: SideNetwork = getattr(self, side)
+        return network.collate(values)

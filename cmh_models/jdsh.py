@@ -1,0 +1,200 @@
+"""JDSH: Joint-modal Distribution-based Similarity Hashing (Liu et al., SIGIR 2020), unsupervised.
+
+Codes of both sides shall have the cosines that the joint-modal similarity of fixed features has. Per sample
+nothing is stored; per step the ranks exchange relaxed codes and target features. Scaling of features,
+moments and thresholds are estimated in the first rounds and then stand still, so that the target of a pair
+does not depend on the batch it is met in, nor on the size of that batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from cmh_models.losses import Block, pair_errors
+from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
+from cmh_models.similarity import JointSimilarity, Moments, Rows, SimilarityConfig
+from cmh_models.statistics import named, under
+from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
+
+FACTORS = ("image_target", "text_target", "image_norm", "text_norm", "image_cross", "text_cross")
+"""What `Rows` holds, by its name in an output; the last two stay on their rank."""
+
+
+class JDSHConfig(MethodConfig):
+    """Settings of JDSH; the symbols are those of the paper or of its code."""
+
+    similarity: SimilarityConfig = SimilarityConfig()
+    intra_weight: float = Field(default=0.1, ge=0, description="eta: pairs within a side")
+    cross_weight: float = Field(default=2.0, ge=0, description="image-text pairs: two equal terms")
+    paired_weight: float = Field(default=0.0625, ge=0, description="a pair's own cosine: 2/32 of all")
+    coherence_weight: float = Field(default=1.0, ge=0, description="pull of a pair's codes together")
+    pair_means: Literal["all", "separate"] = Field(
+        default="all", description="separate: bulk, left and right pairs are averaged each on their own"
+    )
+    class_weights: tuple[float, float, float] = Field(
+        default=(0.5, 0.25, 0.25), description="bulk, left, right of separate means"
+    )
+    slope: Literal["sqrt", "constant"] = Field(
+        default="sqrt", description="slope of tanh: sqrt(epoch + 1) as published, or 1"
+    )
+    chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time")
+    feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
+    moment_rounds: int = Field(default=16, ge=1, description="rounds after them for second moments")
+    threshold_rounds: int = Field(default=8, ge=1, description="rounds after them for thresholds")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Which statistics the present round estimates."""
+
+    features: bool
+    moments: bool
+    thresholds: bool
+
+
+class JDSH(HashMethod):
+    """The networks of both sides and the similarity they are trained towards."""
+
+    Config: ClassVar[type[MethodConfig]] = JDSHConfig
+    image: Described
+    text: Described
+    rounds: Tensor
+
+    def __init__(self, config: JDSHConfig, towers: TowersConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.code_length = config.code_length
+        self.image = build_tower(towers.image, "image", config.code_length)
+        self.text = build_tower(towers.text, "text", config.code_length)
+        self.similarity = JointSimilarity(config.similarity, self.image.width, self.text.width)
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
+        self.statistics_rounds = config.feature_rounds + config.moment_rounds + config.threshold_rounds
+        self.in_batch = config.similarity.moments == "batch"
+        self.gathers = ("image", "text", *(FACTORS[:2] if self.in_batch else FACTORS[:4]))
+
+    def forward(self, batch: Batch, progress: Progress) -> HashOutput:
+        """Return relaxed codes, descriptions and what the similarity needs of each row."""
+        slope = (progress.epoch + 1) ** 0.5 if self.config.slope == "sqrt" else 1.0
+        output: HashOutput = {}
+        for side, network in (("image", self.image), ("text", self.text)):
+            with torch.no_grad():
+                described = network.describe(batch[side])
+                scaled = network.standardise(described).to(self.similarity.precision)
+            values = network(batch[side], described)
+            output[side] = torch.tanh(slope * values.to(scaled.dtype))
+            output[f"{side}_described"] = described
+            output[f"{side}_target"] = functional.normalize(scaled)
+        if not self.in_batch:
+            # Of the moments as they are now: this step's update must not come between two factors.
+            with torch.no_grad():
+                targets = output["image_target"], output["text_target"]
+                rows = self.similarity.rows(*targets, self.similarity.population())
+            output |= dict(zip(FACTORS, (getattr(rows, field.name) for field in fields(rows)), strict=True))
+        return output
+
+    def sums(self, output: HashOutput) -> dict[str, Tensor]:
+        """Return what the present phase estimates from sums over rows."""
+        phase = self._phase()
+        sums: dict[str, Tensor] = {}
+        if phase.features:
+            sums |= named("features", description_sums(self, output))
+        if phase.moments or self.in_batch:
+            moments = self.similarity.moment_sums(output["image_target"], output["text_target"])
+            sums |= named("moments", moments)
+        return sums
+
+    @torch.no_grad()
+    def update_statistics(self, everyone: Everyone, sums: dict[str, Tensor]) -> None:
+        """Estimate scaling, then moments, then thresholds, each with the earlier ones standing still."""
+        phase = self._phase()
+        if phase.thresholds:
+            targets = everyone["image_target"], everyone["text_target"]
+            self.similarity.add_pairs(*targets, self._moments(sums))
+        if phase.moments:
+            self.similarity.add_moments(under("moments", sums), restart=phase.features)
+        if phase.features:
+            update_descriptions(self, under("features", sums))
+        self.rounds += 1
+
+    def loss(
+        self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
+    ) -> dict[str, Term]:
+        """Return the errors of pairs within and across sides, of own pairs, and the coherence of pairs."""
+        image, text = functional.normalize(output["image"]), functional.normalize(output["text"])
+        all_image = functional.normalize(everyone["image"])
+        all_text = functional.normalize(everyone["text"])
+        with torch.no_grad():
+            rows, columns = self._rows(output, sums), self._rows(everyone, sums)
+            own_target = self.similarity.decide(self.similarity.paired(rows))
+        counts = _ClassCounts()
+        blocks = counts.watch(self._blocks(rows, columns), everyone.start)
+        errors = pair_errors((image, text), (all_image, all_text), everyone.start, blocks=blocks)
+        terms = self._pair_terms(errors, counts.pairs)
+        local = image.new_tensor(float(len(image)))
+        own = (image * text).sum(1)
+        terms["paired"] = Term(self.config.paired_weight * (own - own_target).square().sum(), local)
+        terms["coherence"] = Term(-self.config.coherence_weight * own.sum(), local)
+        return terms
+
+    def _phase(self) -> Phase:
+        """Return what is estimated now; moments restart in each round until the scaling stands."""
+        done = int(self.rounds)
+        before_thresholds = self.config.feature_rounds + self.config.moment_rounds
+        return Phase(
+            features=done < self.config.feature_rounds,
+            moments=done < before_thresholds,
+            thresholds=before_thresholds <= done < self.statistics_rounds,
+        )
+
+    def _moments(self, sums: dict[str, Tensor]) -> Moments:
+        if self.in_batch:
+            return self.similarity.batch_moments(under("moments", sums))
+        return self.similarity.population()
+
+    def _rows(self, tensors: HashOutput | Everyone, sums: dict[str, Tensor]) -> Rows:
+        if self.in_batch:
+            return self.similarity.rows(tensors["image_target"], tensors["text_target"], self._moments(sums))
+        missing = tensors["image_norm"].new_empty(len(tensors["image_norm"]), 0)
+        return Rows(*(tensors.get(name, missing) for name in FACTORS))
+
+    def _blocks(self, rows: Rows, columns: Rows) -> Iterator[Block]:
+        total = len(columns.image)
+        for first in range(0, total, self.config.chunk):
+            part = slice(first, min(first + self.config.chunk, total))
+            fused = self.similarity.fuse(rows, columns.part(part))
+            separate = self.config.pair_means == "separate"
+            classes = self.similarity.classes(fused) if separate else ()
+            yield Block(part, self.similarity.decide(fused), classes)
+
+    def _pair_terms(self, errors: Tensor, pairs: Tensor) -> dict[str, Term]:
+        weights = (self.config.intra_weight, self.config.intra_weight, self.config.cross_weight)
+        terms = {}
+        for which, name in enumerate(("image_image", "text_text", "image_text")):
+            if self.config.pair_means == "all":
+                terms[name] = Term(weights[which] * errors[which, 0], pairs[0])
+                continue
+            for number, kind in enumerate(("bulk", "left", "right")):
+                weight = weights[which] * self.config.class_weights[number]
+                terms[f"{name}_{kind}"] = Term(weight * errors[which, number], pairs[number])
+        return terms
+
+
+class _ClassCounts:
+    """Counts the pairs of each class while the blocks go by, pairs (i, i) left out."""
+
+    pairs: Tensor
+
+    def watch(self, blocks: Iterator[Block], start: int) -> Iterator[Block]:
+        counted: list[Tensor] = []
+        for block in blocks:
+            masks = block.classes or (torch.ones_like(block.target, dtype=torch.bool),)
+            shift = start - block.columns.start
+            counts = [mask.sum() - mask.diagonal(shift).sum() for mask in masks]
+            counted.append(torch.stack(counts).to(block.target.dtype))
+            yield block
+        self.pairs = torch.stack(counted).sum(0)

@@ -1,0 +1,265 @@
+"""The joint-modal similarity of JDSH: from fixed features of both sides to target similarities of pairs.
+
+Source: Liu et al., SIGIR 2020, as their code computes it (alpha, beta, lambda, mu, DSDW). Deviations: the
+cross-product term may use population moments, which do not depend on the batch; DSDW's constants are
+estimated from the data; its two extremes are quantiles, and an amplification never exceeds 1 + L.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from cmh_models.statistics import Statistics
+
+Form = Literal["released", "fused", "centred"]
+_BINS = 2048
+_LOWEST, _HIGHEST = -3.0, 2.0
+_TINY = 1e-20  # keeps the norm of a row from being 0 before any moments are known
+
+
+class SimilarityConfig(BaseModel):
+    """How the joint-modal similarity is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: Form = Field(
+        default="centred",
+        description="released: 2cos-1 on each side, then fuse; fused: fuse cosines, then 2x-1; "
+        "centred: fuse cosines of centred features, no map",
+    )
+    image_weight: float = Field(default=0.4, ge=0, description="alpha")
+    text_weight: float = Field(default=0.4, ge=0, description="beta")
+    cross_weight: float = Field(default=0.2, ge=0, description="lambda")
+    scale: float = Field(default=1.4, gt=0, description="mu")
+    moments: Literal["population", "batch"] = Field(
+        default="population", description="what the cross-product term averages over"
+    )
+    dsdw: bool = True
+    left_scales: float = Field(
+        default=2.0, description="a: sigmas left of the mode where dissimilar pairs begin"
+    )
+    right_scales: float = Field(
+        default=4.0, description="b: scales right of the mode where similar pairs begin"
+    )
+    left_gain: float = Field(default=0.1, ge=0, description="L1")
+    right_gain: float = Field(default=0.2, ge=0, description="L2")
+    extreme: float = Field(default=1e-4, gt=0, lt=0.5, description="quantile that stands for S_min and S_max")
+    threshold_rows: int = Field(
+        default=256, ge=2, description="rows of a batch whose pairs feed the histogram"
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the similarity knows of some rows; the last two only where they are rows, not columns."""
+
+    image: Tensor  # (b, D) unit features
+    text: Tensor  # (b, E) unit features
+    image_norm: Tensor  # (b,) root mean square of a row of S^I over the population
+    text_norm: Tensor  # (b,) the same of S^T
+    from_image: Tensor  # (b, E + 1): its product with (text feature, 1) / text norm is H_ij
+    from_text: Tensor  # (b, D + 1): its product with (image feature, 1) / image norm is H_ji
+
+    def part(self, chosen: slice | Tensor) -> "Rows":
+        """Return some of the rows."""
+        return Rows(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of (feature, 1) over a population: means of outer products."""
+
+    image: Tensor  # (D + 1, D + 1)
+    text: Tensor  # (E + 1, E + 1)
+    cross: Tensor  # (D + 1, E + 1)
+
+
+class JointSimilarity(Statistics):
+    """Computes target similarities; keeps population moments and DSDW's histogram."""
+
+    image_moment: Tensor
+    text_moment: Tensor
+    cross_moment: Tensor
+    moment_rows: Tensor
+    histogram: Tensor
+    thresholds: Tensor
+
+    def __init__(self, config: SimilarityConfig, image_width: int, text_width: int) -> None:
+        super().__init__()
+        self.config = config
+        # S^I = slope cos + offset is the map whose rows the cross-product term compares.
+        self.slope, self.offset = (2.0, -1.0) if config.form == "released" else (1.0, 0.0)
+        # Fused cosines are multiplied by _gain and lowered by _shift.
+        self._gain = 1.0 if config.form == "centred" else 2.0
+        sides = config.image_weight + config.text_weight
+        self._shift = {"released": sides, "fused": 1.0, "centred": 0.0}[config.form]
+        d, e = image_width + 1, text_width + 1
+        self.register_buffer("image_moment", torch.zeros(d, d))
+        self.register_buffer("text_moment", torch.zeros(e, e))
+        self.register_buffer("cross_moment", torch.zeros(d, e))
+        self.register_buffer("moment_rows", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("histogram", torch.zeros(_BINS, dtype=torch.float64))
+        no_decision = torch.tensor([-torch.inf, torch.inf, _LOWEST, _HIGHEST], dtype=torch.float64)
+        self.register_buffer("thresholds", no_decision)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Precision in which similarities are computed, whatever that of the networks."""
+        return self.image_moment.dtype
+
+    def population(self) -> Moments:
+        """Return the running moments."""
+        return Moments(self.image_moment, self.text_moment, self.cross_moment)
+
+    def moment_sums(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """Return the additive moments of the local rows' unit features."""
+        f, g = _with_one(image), _with_one(text)
+        rows = torch.tensor(float(len(f)), dtype=torch.float64, device=f.device)
+        return {"rows": rows, "image": f.T @ f, "text": g.T @ g, "cross": f.T @ g}
+
+    @staticmethod
+    def batch_moments(sums: dict[str, Tensor]) -> Moments:
+        """Return the moments of the global batch behind `sums`."""
+        image, text, cross = (sums[name] / sums["rows"].to(sums[name]) for name in ("image", "text", "cross"))
+        return Moments(image, text, cross)
+
+    def add_moments(self, sums: dict[str, Tensor], *, restart: bool) -> None:
+        """Add a global batch to the running moments; `restart` forgets what came before."""
+        if restart:
+            self.moment_rows.zero_()
+        self.moment_rows += sums["rows"]
+        share = sums["rows"] / self.moment_rows
+        batch = self.batch_moments(sums)
+        for running, new in (
+            (self.image_moment, batch.image),
+            (self.text_moment, batch.text),
+            (self.cross_moment, batch.cross),
+        ):
+            running += (new - running) * share.to(running.dtype)
+
+    def rows(self, image: Tensor, text: Tensor, moments: Moments) -> Rows:
+        """Return what the joint similarity needs of rows with these unit features."""
+        f, g = self._mapped(image), self._mapped(text)
+        image_norm = ((f @ moments.image) * f).sum(1).clamp_min(_TINY).sqrt()
+        text_norm = ((g @ moments.text) * g).sum(1).clamp_min(_TINY).sqrt()
+        # The low-rank form of H: exact for the population behind the moments, no N x N product.
+        from_image = self._remapped(f @ moments.cross) / image_norm[:, None]
+        from_text = self._remapped(g @ moments.cross.T) / text_norm[:, None]
+        return Rows(image, text, image_norm, text_norm, from_image, from_text)
+
+    def fuse(self, rows: Rows, columns: Rows) -> Tensor:
+        """Return the (b, c) joint similarity of rows and columns, before DSDW."""
+        config = self.config
+        weights = (config.image_weight * self._gain, config.text_weight * self._gain)
+        fused = torch.cat([rows.image * weights[0], rows.text * weights[1]], 1) @ (
+            torch.cat([columns.image, columns.text], 1).T
+        )
+        if config.cross_weight:
+            half = config.cross_weight * (2.0 if config.form == "fused" else 1.0) / 2
+            h = rows.from_image @ _with_one(columns.text).T / columns.text_norm
+            h += rows.from_text @ _with_one(columns.image).T / columns.image_norm
+            fused += half * h
+        return fused - self._shift
+
+    def paired(self, rows: Rows) -> Tensor:
+        """Return the (b,) joint similarity of each row with itself, before DSDW."""
+        config = self.config
+        own = (config.image_weight + config.text_weight) * self._gain * torch.ones_like(rows.text_norm)
+        if config.cross_weight:
+            weight = config.cross_weight * (2.0 if config.form == "fused" else 1.0)
+            own += weight * (rows.from_image * _with_one(rows.text)).sum(1) / rows.text_norm
+        return own - self._shift
+
+    def decide(self, fused: Tensor) -> Tensor:
+        """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
+        config = self.config
+        target = fused
+        if config.dsdw:
+            left, right, lowest, highest = self.thresholds.to(fused.dtype)
+            apart = 1 + config.left_gain * (lowest - fused).clamp_max(0).exp()
+            alike = 1 + config.right_gain * (fused - highest).clamp_max(0).exp()
+            gain = torch.where(fused < left, apart, torch.where(fused > right, alike, 1.0))
+            target = gain * fused
+        return config.scale * target
+
+    def classes(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the masks of bulk, left and right pairs."""
+        left = fused < self.thresholds[0].to(fused.dtype)
+        right = fused > self.thresholds[1].to(fused.dtype)
+        return ~(left | right), left, right
+
+    def add_pairs(self, image: Tensor, text: Tensor, moments: Moments) -> None:
+        """Add the pairs of some rows of the global batch to the histogram and renew the thresholds.
+
+        The rows are evenly spaced in the global batch: the same on every rank, for any number of ranks.
+        """
+        total = len(image)
+        chosen = torch.arange(min(total, self.config.threshold_rows), device=image.device)
+        chosen = chosen * total // len(chosen)
+        some = self.rows(image[chosen], text[chosen], moments)
+        fused = self.fuse(some, some).double()
+        upper = torch.triu_indices(len(chosen), len(chosen), offset=1, device=fused.device)
+        _add_to_histogram(self.histogram, fused[upper[0], upper[1]])
+        self.thresholds.copy_(self._estimate())
+
+    def _estimate(self) -> Tensor:
+        """Return left and right threshold and the two extremes, from the histogram.
+
+        A half-normal is fitted left of the mode, half a Laplace distribution right of it.
+        """
+        centres = _bin_centres(self.histogram)
+        mode = _mode(self.histogram, centres)
+        below, above = (centres < mode) * self.histogram, (centres > mode) * self.histogram
+        sigma = ((below * (centres - mode) ** 2).sum() / below.sum().clamp_min(1e-12)).sqrt()
+        scale = (above * (centres - mode)).sum() / above.sum().clamp_min(1e-12)
+        share = self.histogram.cumsum(0) / self.histogram.sum()
+        lowest = centres[torch.searchsorted(share, self.config.extreme).clamp_max(_BINS - 1)]
+        highest = centres[torch.searchsorted(share, 1 - self.config.extreme).clamp_max(_BINS - 1)]
+        left = mode - self.config.left_scales * sigma
+        return torch.stack([left, mode + self.config.right_scales * scale, lowest, highest])
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        """Return z such that z' (y, 1) = slope z' y + offset: a similarity as one product."""
+        return self._remapped(_with_one(features))
+
+    def _remapped(self, with_one: Tensor) -> Tensor:
+        return torch.cat([with_one[:, :-1] * self.slope, with_one[:, -1:] * self.offset], 1)
+
+
+def _with_one(features: Tensor) -> Tensor:
+    return torch.cat([features, torch.ones_like(features[:, :1])], 1)
+
+
+def _bin_centres(histogram: Tensor) -> Tensor:
+    step = (_HIGHEST - _LOWEST) / (len(histogram) - 1)
+    return _LOWEST + step * torch.arange(len(histogram), dtype=histogram.dtype, device=histogram.device)
+
+
+def _add_to_histogram(histogram: Tensor, values: Tensor) -> None:
+    """Add values, each shared between its two nearest bins, so that rounding cannot move a whole count."""
+    last = len(histogram) - 1
+    place = ((values - _LOWEST) * (last / (_HIGHEST - _LOWEST))).clamp(0, last)
+    lower = place.floor().clamp_max(last - 1)
+    share = place - lower
+    histogram.scatter_add_(0, lower.long(), 1 - share)
+    histogram.scatter_add_(0, lower.long() + 1, share)
+
+
+def _mode(histogram: Tensor, centres: Tensor) -> Tensor:
+    """Return the mode of a histogram smoothed over a tenth of its standard deviation."""
+    total = histogram.sum()
+    mean = (histogram * centres).sum() / total
+    deviation = ((histogram * (centres - mean) ** 2).sum() / total).sqrt()
+    step = centres[1] - centres[0]
+    width = (deviation / 10).clamp_min(step)
+    reach = int((4 * width / step).clamp_max(len(histogram) // 2 - 1).ceil())
+    offsets = torch.arange(-reach, reach + 1, dtype=centres.dtype, device=centres.device) * step
+    kernel = (-0.5 * (offsets / width) ** 2).exp()
+    smooth = torch.nn.functional.conv1d(histogram[None, None], kernel[None, None], padding=reach)[0, 0]
+    top = int(smooth[1:-1].argmax()) + 1
+    before, at, after = smooth[top - 1], smooth[top], smooth[top + 1]
+    # The peak of the parabola through three bins: moves smoothly where an arg-max would jump.
+    return centres[top] + step * 0.5 * (before - after) / (before - 2 * at + after).clamp_max(-1e-300)

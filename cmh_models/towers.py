@@ -1,0 +1,257 @@
+"""Image and text towers: side networks that need no download, and the settings that choose them.
+
+Every tower has a fixed description of its inputs, standardised by running moments, and a trained part.
+Only `descriptor` and `bag` and `features` towers feed the description to the trained part.
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmh_models import descriptor, words
+from cmh_models.method import HashMethod, HashOutput, Side, SideNetwork
+from cmh_models.statistics import Scaling, Standardiser, named, under
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DescriptorTower(_Settings):
+    name: Literal["descriptor"] = "descriptor"
+    image_size: int = Field(default=64, ge=8, description="side of the square picture, in pixels")
+    hidden: int = Field(default=512, ge=1)
+    scaling: Scaling = "zscore"
+
+
+class CnnTower(_Settings):
+    name: Literal["cnn"] = "cnn"
+    image_size: int = Field(default=64, ge=16, description="side of the square picture, in pixels")
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    hidden: int = Field(default=512, ge=1)
+    scaling: Scaling = "zscore"
+
+
+class BagTower(_Settings):
+    name: Literal["bag"] = "bag"
+    word_buckets: int = Field(default=1024, ge=1)
+    pair_buckets: int = Field(default=4096, ge=0)
+    max_words: int = Field(default=256, ge=1, description="words beyond it are cut off")
+    hidden: int = Field(default=512, ge=1)
+    scaling: Scaling = "idf"
+
+
+class FeaturesTower(_Settings):
+    name: Literal["features"] = "features"
+    width: int | None = Field(
+        default=None, ge=1, description="number of features; the training job fills it in"
+    )
+    hidden: int = Field(default=512, ge=1)
+    scaling: Scaling = "zscore"
+
+
+class TowersConfig(_Settings):
+    """Which tower each side uses."""
+
+    image: Annotated[DescriptorTower | CnnTower | FeaturesTower, Field(discriminator="name")] = (
+        DescriptorTower()
+    )
+    text: Annotated[BagTower | FeaturesTower, Field(discriminator="name")] = BagTower()
+
+
+class Described(SideNetwork):
+    """A side network with a standardised fixed description of its inputs."""
+
+    def __init__(self, settings: _Settings, *, width: int, scaling: Scaling, code_length: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.code_length = code_length
+        self.standardiser = Standardiser(width, scaling)
+
+    @property
+    def width(self) -> int:
+        """Number of features of the description."""
+        return self.standardiser.width
+
+    def standardise(self, described: Tensor) -> Tensor:
+        """Return the (B, D) description with each feature centred and scaled."""
+        standardised: Tensor = self.standardiser(described)
+        return standardised
+
+    def standardised(self, inputs: Tensor, described: Tensor | None) -> Tensor:
+        """Return the standardised description in the precision of the trained part."""
+        description = self.describe(inputs) if described is None else described
+        return self.standardise(description).to(next(self.parameters()).dtype)
+
+    def architecture(self) -> dict[str, Any]:
+        return {"tower": self.settings.model_dump(mode="json"), "code_length": self.code_length}
+
+
+class DescribedPixels(Described):
+    """The head of the `descriptor` tower: two layers on the classical picture descriptor."""
+
+    def __init__(self, settings: DescriptorTower, code_length: int) -> None:
+        super().__init__(settings, width=descriptor.WIDTH, scaling=settings.scaling, code_length=code_length)
+        self.image_size = settings.image_size
+        self.head = two_layers(descriptor.WIDTH, settings.hidden, code_length)
+
+    def collate(self, values: Any) -> Tensor:
+        return pixels(values, self.image_size)
+
+    def describe(self, inputs: Tensor) -> Tensor:
+        return descriptor.describe_pixels(inputs)
+
+    def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        return self.head(self.standardised(inputs, described))
+
+    def architecture(self) -> dict[str, Any]:
+        return super().architecture() | {"descriptor": descriptor.DESCRIPTOR_VERSION}
+
+
+class ConvolutionalPixels(Described):
+    """The `cnn` tower: strided convolutions with group normalisation, whose rows stay independent."""
+
+    def __init__(self, settings: CnnTower, code_length: int) -> None:
+        super().__init__(settings, width=descriptor.WIDTH, scaling=settings.scaling, code_length=code_length)
+        self.image_size = settings.image_size
+        layers: list[nn.Module] = []
+        before = 3
+        for channels in settings.channels:
+            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1, bias=False)]
+            layers += [nn.GroupNorm(_groups(channels), channels), nn.ReLU()]
+            before = channels
+        self.stages = nn.Sequential(*layers)
+        self.head = two_layers(2 * before, settings.hidden, code_length)
+
+    def collate(self, values: Any) -> Tensor:
+        return pixels(values, self.image_size)
+
+    def describe(self, inputs: Tensor) -> Tensor:
+        return descriptor.describe_pixels(inputs)
+
+    def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        maps = self.stages((inputs.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2))
+        return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+
+
+class BagOfWords(Described):
+    """The `bag` tower: hashed words and pairs of words, embedded, summed, and two layers."""
+
+    def __init__(self, settings: BagTower, code_length: int) -> None:
+        super().__init__(
+            settings, width=settings.word_buckets, scaling=settings.scaling, code_length=code_length
+        )
+        self.buckets = settings.word_buckets
+        self.pair_buckets = settings.pair_buckets
+        self.max_words = settings.max_words
+        tokens = 1 + settings.word_buckets + settings.pair_buckets
+        # Scaled as the first layer of two_layers would be on inputs of unit variance.
+        self.embedding = nn.Parameter(torch.randn(tokens, settings.hidden) * 0.5)
+        self.bias = nn.Parameter(torch.zeros(settings.hidden))
+        self.head = nn.Linear(settings.hidden, code_length)
+
+    def collate(self, values: Any) -> Tensor:
+        if not all(isinstance(value, str) for value in values):
+            raise TypeError("the bag tower takes texts (str); choose the features tower for features")
+        return torch.from_numpy(
+            words.token_ids(values, self.buckets, pair_buckets=self.pair_buckets, max_words=self.max_words)
+        )
+
+    def describe(self, inputs: Tensor) -> Tensor:
+        """Return (B, word_buckets): 1 + log of how often a word occurs, 0 where it does not."""
+        counts = torch.zeros(len(inputs), self.buckets + 1, device=inputs.device)
+        only_words = torch.where(inputs <= self.buckets, inputs, 0)
+        counts.scatter_add_(1, only_words, torch.ones((), device=inputs.device).expand_as(inputs))
+        counts = counts[:, 1:]
+        return torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
+
+    def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        summed = functional.embedding_bag(inputs, self.embedding, mode="sum", padding_idx=0)
+        tokens = (inputs != 0).sum(1, keepdim=True).clamp_min(1)
+        return self.head(torch.relu(summed * tokens.to(summed.dtype).rsqrt() + self.bias))
+
+    def architecture(self) -> dict[str, Any]:
+        return super().architecture() | {"tokeniser": words.TOKENISER_VERSION}
+
+
+class GivenFeatures(Described):
+    """The `features` tower: two layers on features that came with the data."""
+
+    def __init__(self, settings: FeaturesTower, code_length: int, side: Side) -> None:
+        if settings.width is None:
+            raise ValueError(f"towers.{side}.width is not set: give the number of features of a row")
+        super().__init__(settings, width=settings.width, scaling=settings.scaling, code_length=code_length)
+        self.head = two_layers(settings.width, settings.hidden, code_length)
+
+    def collate(self, values: Any) -> Tensor:
+        features = np.asarray(values, dtype=np.float32)
+        if features.ndim != 2 or features.shape[1] != self.width:
+            raise ValueError(
+                f"features must have shape (rows, {self.width}), got {features.shape}: "
+                "the model was built for another data set"
+            )
+        return torch.from_numpy(features)
+
+    def describe(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        return self.head(self.standardised(inputs, described))
+
+
+def build_tower(settings: BaseModel, side: Side, code_length: int) -> Described:
+    """Build the network of a side from its settings."""
+    if isinstance(settings, DescriptorTower):
+        return DescribedPixels(settings, code_length)
+    if isinstance(settings, CnnTower):
+        return ConvolutionalPixels(settings, code_length)
+    if isinstance(settings, BagTower):
+        return BagOfWords(settings, code_length)
+    if isinstance(settings, FeaturesTower):
+        return GivenFeatures(settings, code_length, side)
+    raise TypeError(f"towers.{side}: no tower has settings of type {type(settings).__name__}")
+
+
+def two_layers(width: int, hidden: int, code_length: int) -> nn.Sequential:
+    """Return linear, ReLU, linear."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, code_length))
+
+
+def pixels(values: Any, image_size: int | None) -> Tensor:
+    """Return (B, S, S, 3) uint8 pixels as a tensor.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    array = np.asarray(values)
+    if array.ndim != 4 or array.shape[1:] != (image_size, image_size, 3) or array.dtype != np.uint8:
+        raise ValueError(
+            f"pictures must be (rows, {image_size}, {image_size}, 3) uint8, got {array.shape} {array.dtype}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def description_sums(method: HashMethod, output: HashOutput) -> dict[str, Tensor]:
+    """Return the sums that `update_descriptions` needs, from `<side>_described` of an output."""
+    sums: dict[str, Tensor] = {}
+    for side in ("image", "text"):
+        network: Described = getattr(method, side)
+        sums |= named(side, network.standardiser.sums(output[f"{side}_described"]))
+    return sums
+
+
+def update_descriptions(method: HashMethod, sums: dict[str, Tensor]) -> None:
+    """Add the rows behind `sums` to the moments of both sides' descriptions."""
+    for side in ("image", "text"):
+        network: Described = getattr(method, side)
+        network.standardiser.update(under(side, sums))
+
+
+def _groups(channels: int) -> int:
+    """Return the largest number of groups up to 8 that divides the channels."""
+    return next(groups for groups in range(8, 0, -1) if channels % groups == 0)
