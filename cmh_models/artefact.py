@@ -11,7 +11,6 @@ The digest covers all but the card, so that a measured figure never changes a mo
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,10 +48,10 @@ def save_pretrained(method: HashMethod, folder: Path, *, card: dict[str, Any]) -
         if folder.exists():
             if not _holds(folder, digest):
                 raise FileExistsError(f"{folder} exists and holds something else; choose another folder")
-            os.replace(made / "README.md", folder / "README.md")
+            (made / "README.md").replace(folder / "README.md")
         else:
             made.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-            os.replace(made, folder)
+            made.replace(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return digest
@@ -124,6 +123,7 @@ def tower_fingerprint(method: HashMethod, side: Side, *, precision: str = "fp32"
 def _write(method: HashMethod, folder: Path, card: dict[str, Any]) -> None:
     state = {name: _single(tensor) for name, tensor in method.state_dict().items()}
     save_file(state, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
     sides = {side: getattr(method, side) for side in SIDES}
     config = {
         "format": FORMAT,
