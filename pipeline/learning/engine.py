@@ -7,6 +7,7 @@ the ranks of the process group. The loop sees neither torch.distributed nor Deep
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -207,10 +208,10 @@ def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, quietly and without a compiler where it lets us."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it logs to stdout, which is for results
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     try:
         # On CPU, DeepSpeed compiles a shared-memory all-reduce at first use: 30 s and a C++ compiler, for
         # ranks that share a node. The table is private: without it we only start more slowly.

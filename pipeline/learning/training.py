@@ -6,6 +6,7 @@ limit of that: the ranks draw equal masks, each for its own rows, so with dropou
 many ranks share a batch; without it, it does not.
 """
 
+import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,9 @@ class TrainConfig(EngineConfig):
     epochs: int = Field(20, ge=1)
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate; cosine ends at 0
     warmup_steps: int = Field(0, ge=0)  # steps in which the learning rate rises to its full value
-    statistics_steps: int = Field(8, ge=0)  # batches looked at before the first step, for moments, thresholds
+    statistics_steps: int | None = Field(
+        None, ge=0
+    )  # batches seen before the first; None: as the method asks
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every_epochs: int = Field(1, ge=0)  # 0: only at the end
     validate_every_epochs: int = Field(0, ge=0)  # 0: never
@@ -145,16 +148,16 @@ def fit(
     return FitResult(Position(config.epochs, step), monitor.latest, losses)
 
 
-def collect_statistics(engine: Engine, batches: Batches, steps: int, total_steps: int) -> None:
+def collect_statistics(engine: Engine, batches: Batches, steps: int | None, total_steps: int) -> None:
     """Show the method some batches before the first step, so that its moments and thresholds exist.
 
-    They are the first batches of the run, which are trained on again: nothing is lost from the epoch.
+    They are the first batches of the run, over again where these are too few; all are trained on later.
     """
     method = engine.method
-    if type(method).update_statistics is HashMethod.update_statistics:
-        return
+    rounds = method.statistics_rounds if steps is None else steps
     progress = Progress(0, 0, total_steps)
-    for _, rows in zip(range(steps), batches.epoch(0), strict=False):
+    again = itertools.chain.from_iterable(batches.epoch(0) for _ in itertools.count())
+    for rows in itertools.islice(again, rounds):
         with torch.no_grad():
             output = engine.forward(to_batch(method, rows, engine.device), progress)
             sums = {name: all_sum(local) for name, local in method.sums(output).items()}
