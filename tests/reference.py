@@ -5,6 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipeline.codes import PACKER_VERSION
+from pipeline.releases.addresses import code_address, unit_token
+
 
 def pack(values: np.ndarray) -> np.ndarray:
     """Return packed codes, bit by bit: bit j of a row is in byte j // 8, most significant first."""
@@ -52,3 +55,21 @@ def average_precision_over_ties(
     orders = itertools.product(*(list(itertools.permutations(group)) for group in groups))
     values = [average_precision(list(itertools.chain(*order)), k) for order in orders]
     return min(values), sum(values, Fraction(0)) / len(values), max(values)
+
+
+def plan_night(
+    files: list, towers: dict[str, str], recipe: str, parent: list[dict]
+) -> tuple[list, list, list]:
+    """Return what a night encodes and reuses, as (path, side, code), and which paths vanished."""
+    encode: list = []
+    reuse: list = []
+    for file in sorted(files, key=lambda file: file.path):
+        for side in sorted(towers):
+            unit = unit_token(file.size, file.token)
+            code = code_address(
+                unit, side, fingerprint=towers[side], recipe=recipe, packer_version=PACKER_VERSION
+            )
+            known = any(row["code"] == code for row in parent)
+            (reuse if known else encode).append((file.path, side, code))
+    now = [file.path for file in files]
+    return encode, reuse, sorted({row["path"] for row in parent if row["path"] not in now})
