@@ -42,7 +42,7 @@ def pack(values: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(np.isnan(values).any(axis=1))
         raise ValueError(f"codes must not be NaN; {len(rows)} of {len(values)} rows are, first at {rows[0]}")
     # Packing the flattened comparison is twice as fast as axis=1 and the same, as L is whole bytes.
-    return np.packbits(np.ravel(values >= 0)).reshape(len(values), -1)
+    return np.packbits(np.ravel(values >= 0)).reshape(len(values), values.shape[1] // 8)
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:

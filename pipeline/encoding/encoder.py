@@ -4,7 +4,7 @@ Errors are data here: a row that cannot be taken is a reject, a chunk that canno
 the reason, and neither raises. Nothing here knows how the work is distributed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ TILE = 64
 
 @dataclass(frozen=True)
 class Source:
-    """Where units lie and how their rows are decoded."""
+    """Where units lie, how their rows are decoded, and which sides every unit must have."""
 
     root: Storage
     recipe: InputRecipe
@@ -72,14 +72,14 @@ class Receipt:
     error: str = ""
 
 
-def decode_chunk(chunk: Chunk, source: Source) -> DecodedChunk:
-    """Read and decode the rows of a chunk; what is wrong with the unit comes back as `error`."""
+def decode_chunk(chunk: Chunk, source: Source, *, sides: Sequence[Side] = SIDES) -> DecodedChunk:
+    """Read and decode these sides of a chunk; what is wrong with the unit comes back as `error`."""
     try:
         with source.open(chunk.unit) as file:
             columns = source.columns(file.schema_arrow, chunk.unit.path)
-            table = _read_rows(file, chunk, columns.names(source.sides))
-        sides = decode_table(table, columns, source.recipe, sides=source.sides, first_row=chunk.start)
-        return DecodedChunk(chunk, read_keys(table.column(columns.key)), sides)
+            table = _read_rows(file, chunk, columns.names(sides))
+        decoded = decode_table(table, columns, source.recipe, sides=sides, first_row=chunk.start)
+        return DecodedChunk(chunk, read_keys(table.column(columns.key)), decoded)
     except Exception as error:  # whatever a broken file leads the readers to; it must not end the night
         return DecodedChunk(chunk, error=one_line(error))
 

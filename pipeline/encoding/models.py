@@ -1,0 +1,84 @@
+"""Models in a store: an artefact folder goes to models/<digest>/ once, and encoders read it from there."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from cmh_models.artefact import artefact_digest, from_pretrained
+from cmh_models.method import HashMethod
+from pipeline.releases.addresses import model_path
+from pipeline.releases.storage import Storage
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_LAST = "config.json"
+_EXPECTED = "encode.model takes an artefact folder, its URI, or the digest of a model in the store"
+
+
+def open_model(reference: str, store: Storage | None = None) -> HashMethod:
+    """Return the model that a setting names, ready to encode.
+
+    Args:
+        reference: an artefact folder, its URI, or the digest of a model in `store`.
+    Raises:
+        ValueError: there is no such model, or it is no artefact.
+    """
+    with artefact(reference, store) as folder:
+        return from_pretrained(folder)
+
+
+@contextmanager
+def artefact(reference: str, store: Storage | None = None) -> Iterator[Path]:
+    """Give a model as a local folder, brought from object storage for as long as it is used.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    remote = "://" in reference
+    if not remote and Path(reference).is_dir():
+        yield Path(reference)
+        return
+    if remote:
+        parent, _, path = reference.rstrip("/").rpartition("/")
+        root = Storage(parent)
+    elif store is not None and _DIGEST.fullmatch(reference):
+        root, path = store, model_path(reference)
+    else:
+        raise ValueError(f"no model at {reference!r}; {_EXPECTED}")
+    local = root.local(path)
+    if local is not None and local.is_dir():
+        yield local
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            root.download_folder(path, Path(folder) / "model")
+        except FileNotFoundError:
+            raise ValueError(f"no model at {root.where(path)}; {_EXPECTED}") from None
+        yield Path(folder) / "model"
+
+
+def keep_model(folder: Path, store: Storage) -> str:
+    """Put an artefact into a store, unless it is there, and return its digest.
+
+    The file that makes it a model is written last, so that a model in the store is a whole one.
+    """
+    digest = artefact_digest(folder)
+    path = model_path(digest)
+    if not store.exists(f"{path}/{_LAST}"):
+        for file in sorted(folder.iterdir(), key=lambda file: (file.name == _LAST, file.name)):
+            store.upload(file, f"{path}/{file.name}")
+    return digest
+
+
+def load_encoder(digest: str, store: Storage, *, gpu: bool = False) -> HashMethod:
+    """Load a model of the store where it is to run.
+
+    Raises:
+        RuntimeError: a GPU is asked for and there is none.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise RuntimeError("resources.gpu is true, but torch sees no GPU on this node; set it to false")
+    return open_model(digest, store).to("cuda" if gpu else "cpu")

@@ -1,0 +1,144 @@
+"""A unit from its footer to its code files: what there is to do, and how it is finished.
+
+The code file is the commit point of a unit and side: rejects are written before it, nothing after it, and
+a file that stands already is never replaced. What is wrong with a unit is returned, not raised.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.corpus.schema import Side
+from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, plan_chunks
+from pipeline.encoding.codefile import CodeFile, CodeFileRecipe, Ledger, make_code_file, read_ledger
+from pipeline.encoding.encoder import Receipt, Source, one_line
+from pipeline.releases.addresses import code_path, rejects_path, sha256
+from pipeline.releases.storage import SourceFile, Storage
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """A unit to encode: its chunks, and the code files to make of them."""
+
+    unit: SourceFile
+    files: tuple[CodeFileRecipe, ...]
+    rows: int = 0
+    chunks: tuple[Chunk, ...] = ()
+    error: str = ""  # why the unit is refused
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return tuple(file.side for file in self.files)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the store, as a release names it."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredCodes:
+    """A code file that stands in the store, and the rejects beside it if there are any."""
+
+    address: str
+    ledger: Ledger
+    codes: StoredFile
+    rejects: StoredFile | None = None
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What became of a unit: its code files, or why it was refused."""
+
+    unit: SourceFile
+    files: Mapping[Side, StoredCodes] = field(default_factory=dict)
+    error: str = ""
+
+
+def open_unit(
+    unit: SourceFile, source: Source, *, files: Sequence[CodeFileRecipe], max_bytes: int = CHUNK_BYTES
+) -> UnitWork:
+    """Read a unit's footer, check its columns and cut it into chunks."""
+    try:
+        with source.open(unit) as opened:
+            source.columns(opened.schema_arrow, unit.path)
+            metadata = opened.metadata
+        chunks = plan_chunks(unit, metadata, max_bytes=max_bytes, image_size=source.recipe.image_size)
+        return UnitWork(unit, tuple(files), metadata.num_rows, tuple(chunks))
+    except Exception as error:  # whatever a broken file leads the readers to
+        return UnitWork(unit, tuple(files), error=one_line(error))
+
+
+def finish_unit(work: UnitWork, receipts: Sequence[Receipt], *, source: Source, store: Storage) -> UnitReport:
+    """Write the code files of a unit whose chunks are all encoded, and its rejects before them.
+
+    Args:
+        receipts: one or more of every chunk, in any order; a repeated one changes nothing.
+    Raises:
+        RuntimeError: a receipt is missing, or a ledger does not balance: a fault of ours.
+    """
+    of_chunk = {receipt.chunk.index: receipt for receipt in receipts}
+    refused = next((receipt.error for receipt in of_chunk.values() if receipt.error), "")
+    if refused or (refused := _changed(work.unit, source)):
+        return UnitReport(work.unit, error=refused)
+    if sorted(of_chunk) != list(range(len(work.chunks))):
+        raise RuntimeError(f"{work.unit.path}: {len(of_chunk)} receipts for {len(work.chunks)} chunks")
+    ordered = [of_chunk[index] for index in range(len(work.chunks))]
+    keys = pa.concat_arrays([pa.array([], pa.string()), *(receipt.keys for receipt in ordered)])
+    files = {
+        file.side: _keep(make_code_file(file, keys, [receipt.sides[file.side] for receipt in ordered]), store)
+        for file in work.files
+    }
+    return UnitReport(work.unit, files)
+
+
+def find_codes(address: str, store: Storage) -> StoredCodes | None:
+    """Return what stands in the store under an address; None when its code file is missing.
+
+    Reads the files whole: a release names them by their SHA-256.
+
+    Raises:
+        RuntimeError: what stands there is no code file, or its rejects are missing.
+    """
+    path = code_path(address)
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        ledger = read_ledger(pq.read_schema(pa.BufferReader(data)))
+        rejects = store.read(rejects_path(address)) if ledger.rejected else None
+    except (ValueError, FileNotFoundError) as error:
+        raise RuntimeError(f"{store.where(path)} is damaged ({error}); delete it and run again") from error
+    return StoredCodes(address, ledger, _stored(data), None if rejects is None else _stored(rejects))
+
+
+def _keep(made: CodeFile, store: Storage) -> StoredCodes:
+    """Write rejects, then codes; what stands already is what counts."""
+    address = made.recipe.address
+    rejects = None
+    if made.rejects is not None:
+        rejects = _create(rejects_path(address), made.rejects, store)
+    return StoredCodes(address, made.ledger, _create(code_path(address), made.codes, store), rejects)
+
+
+def _create(path: str, data: bytes, store: Storage) -> StoredFile:
+    return _stored(data if store.create(path, data) else store.read(path))
+
+
+def _stored(data: bytes) -> StoredFile:
+    return StoredFile(sha256(data), len(data))
+
+
+def _changed(unit: SourceFile, source: Source) -> str:
+    """Say so if a unit is not what was listed any more: its codes would be of two versions."""
+    try:
+        now = source.root.stat(unit.path)
+    except OSError as error:
+        return one_line(error)
+    return "" if now == unit else "changed while it was read; it is encoded again on the next run"
