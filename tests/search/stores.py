@@ -1,10 +1,17 @@
-"""Small code tables for the tests of this room, made without any model."""
+"""Small code tables and whole stores for the tests of search, made without any model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.releases.addresses import part_address, part_keys_path, part_path, sha256
+from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ReleaseRecipe, create_store, write_release
+from pipeline.releases.storage import Storage
+from pipeline.search.indexing import build_part
 
 
 def sample_id(key: str) -> int:
@@ -18,11 +25,11 @@ def code_table(
     size: int,
     seed: int = 0,
     ids: Sequence[int] | None = None,
+    codes: np.ndarray | None = None,
     fingerprint: str = "f",
 ) -> pa.Table:
-    """Return the code table of one unit with drawn codes, sorted by (id, key) as code files are."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 256, (len(keys), size), dtype=np.uint8)
+    """Return the code table of one unit, sorted by (id, key); codes that are not given are drawn."""
+    drawn = np.random.default_rng(seed).integers(0, 256, (len(keys), size), dtype=np.uint8)
     numbers = [sample_id(key) for key in keys] if ids is None else list(ids)
     table = pa.table(
         {
@@ -30,8 +37,55 @@ def code_table(
             "key": pa.array(list(keys), pa.string()),
             "row": pa.array(range(len(keys)), pa.int64()),
             "content_hash": pa.array([bytes(16)] * len(keys), pa.binary(16)),
-            "code": pa.array([code.tobytes() for code in codes], pa.binary(size)),
+            "code": pa.array(
+                [code.tobytes() for code in (drawn if codes is None else codes)], pa.binary(size)
+            ),
         },
         metadata={"hashfleet.fingerprint": fingerprint},
     )
     return table.sort_by([("id", "ascending"), ("key", "ascending")])
+
+
+def write_store(
+    uri: str | Path, parts: Mapping[str, Sequence[Mapping[str, pa.Table]]], *, code_length: int
+) -> str:
+    """Write a release with the given parts (side -> parts -> unit -> code table) and return its digest."""
+    storage = Storage(uri)
+    create_store(storage)
+    rows = [
+        _write_part(storage, side, ordinal, tables=tables)
+        for side, members in parts.items()
+        for ordinal, tables in enumerate(members)
+    ]
+    recipe = ReleaseRecipe(
+        code_length=code_length,
+        model="0" * 32,
+        fingerprints={side: f"tower of {side}" for side in parts},
+        input_recipe="0" * 32,
+    )
+    tables = {
+        "units": UNITS.empty_table(),
+        "parts": pa.Table.from_pylist(rows, schema=PARTS),
+        "rejects": REJECTS.empty_table(),
+    }
+    return write_release(storage, recipe, tables=tables)
+
+
+def _write_part(
+    storage: Storage, side: str, ordinal: int, *, tables: Mapping[str, pa.Table]
+) -> dict[str, Any]:
+    address = part_address([(unit, f"{ordinal}") for unit in tables], side, recipe={})
+    files = build_part(tables)
+    storage.create(part_keys_path(address), files.keys)
+    storage.create(part_path(address), files.index)
+    return {
+        "side": side,
+        "ordinal": ordinal,
+        "part": address,
+        "units": len(tables),
+        "rows": files.rows,
+        "index_sha256": sha256(files.index),
+        "index_bytes": len(files.index),
+        "keys_sha256": sha256(files.keys),
+        "keys_bytes": len(files.keys),
+    }
