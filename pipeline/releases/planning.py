@@ -62,7 +62,7 @@ def plan_night(
     files: Sequence[SourceFile],
     fingerprints: Mapping[str, str],
     *,
-    recipe: str,
+    recipes: Mapping[str, str],
     parent_units: pa.Table | None = None,
     packer_version: int = PACKER_VERSION,
 ) -> Plan:
@@ -71,7 +71,7 @@ def plan_night(
     Args:
         files: the source, one unit per file.
         fingerprints: side -> fingerprint of its tower, for the sides that are wanted.
-        recipe: digest of the input recipe.
+        recipes: side -> digest of its input recipe, for the same sides.
         parent_units: table `units` of the parent release; None on the first night.
     Raises:
         ValueError: a path is named twice or leaves the source.
@@ -80,7 +80,7 @@ def plan_night(
     for file, following in itertools.pairwise(ordered):
         if file.path == following.path:
             raise ValueError(f"the source names {file.path!r} twice; every unit must have its own path")
-    wanted = _wanted(ordered, fingerprints, recipe=recipe, packer_version=packer_version)
+    wanted = _wanted(ordered, fingerprints, recipes=recipes, packer_version=packer_version)
     parent = UNITS.empty_table() if parent_units is None else parent_units.select(UNITS.names).cast(UNITS)
     found = pc.index_in(wanted["code"], value_set=_array(parent["code"]))
     known = pc.is_valid(found)
@@ -93,7 +93,11 @@ def plan_night(
 
 
 def _wanted(
-    files: Sequence[SourceFile], fingerprints: Mapping[str, str], *, recipe: str, packer_version: int
+    files: Sequence[SourceFile],
+    fingerprints: Mapping[str, str],
+    *,
+    recipes: Mapping[str, str],
+    packer_version: int,
 ) -> pa.Table:
     """Return the columns of WORK without the reason: one row per unit and wanted side."""
     schema = pa.schema(list(WORK)[:-1])
@@ -102,7 +106,9 @@ def _wanted(
         check_path(file.path)
         unit = unit_token(file.size, file.token)
         for side, mark in sorted(fingerprints.items()):
-            code = code_address(unit, side, fingerprint=mark, recipe=recipe, packer_version=packer_version)
+            code = code_address(
+                unit, side, fingerprint=mark, recipe=recipes[side], packer_version=packer_version
+            )
             row = (file.path, None, None, file.size, file.token, unit, side, code)
             for name, value in zip(schema.names, row, strict=True):
                 columns[name].append(value)

@@ -27,6 +27,10 @@ towers = st.dictionaries(
 recipes = st.sampled_from(["3" * 32, "4" * 32])
 
 
+def both(recipe: str) -> dict[str, str]:
+    return {"image": recipe, "text": recipe}
+
+
 def finished(plan: Plan) -> pa.Table:
     """The units of the release that a night with this plan leaves: every code file encoded."""
     ledger = {"read": 4, "encoded": 2, "rejected": 1, "absent": 1, "stale": False}
@@ -40,13 +44,13 @@ def finished(plan: Plan) -> pa.Table:
 
 
 def night(files: list[SourceFile], parent: pa.Table | None = None) -> Plan:
-    return plan_night(files, TOWERS, recipe=INPUT, parent_units=parent)
+    return plan_night(files, TOWERS, recipes=both(INPUT), parent_units=parent)
 
 
 @given(listings, listings, towers, towers, recipes, recipes)
 def test_a_plan_is_that_of_the_slow_oracle(before, after, old, new, first, second) -> None:  # type: ignore[no-untyped-def]
-    parent = finished(plan_night(before, old, recipe=first))
-    plan = plan_night(after, new, recipe=second, parent_units=parent)
+    parent = finished(plan_night(before, old, recipes=both(first)))
+    plan = plan_night(after, new, recipes=both(second), parent_units=parent)
     encode, reuse, vanished = reference.plan_night(after, new, second, parent.to_pylist())
     assert [(row["path"], row["side"], row["code"]) for row in plan.encode.to_pylist()] == encode
     assert [(row["path"], row["side"], row["code"]) for row in plan.reuse.to_pylist()] == reuse
@@ -87,7 +91,7 @@ def test_every_file_to_encode_has_its_reason() -> None:
         SourceFile("b.parquet", 2, "y"),
         SourceFile("d.parquet", 9, "n"),
     ]
-    plan = plan_night(after, TOWERS | {"text": "9" * 32}, recipe=INPUT, parent_units=parent)
+    plan = plan_night(after, TOWERS | {"text": "9" * 32}, recipes=both(INPUT), parent_units=parent)
     reasons = {(row["path"], row["side"]): row["reason"] for row in plan.encode.to_pylist()}
     assert reasons == {
         ("a.parquet", "text"): RECIPE,
@@ -111,7 +115,9 @@ def test_every_file_to_encode_has_its_reason() -> None:
 
 def test_a_new_text_tower_touches_nothing_of_the_image_side() -> None:
     files = [SourceFile(f"{n}.parquet", n, "x") for n in range(4)]
-    plan = plan_night(files, TOWERS | {"text": "9" * 32}, recipe=INPUT, parent_units=finished(night(files)))
+    plan = plan_night(
+        files, TOWERS | {"text": "9" * 32}, recipes=both(INPUT), parent_units=finished(night(files))
+    )
     assert set(plan.encode["side"].to_pylist()) == {"text"}
     assert plan.reuse["side"].to_pylist() == ["image"] * 4
 
