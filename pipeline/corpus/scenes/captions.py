@@ -8,6 +8,7 @@ from pipeline.corpus.scenes.vocabulary import (
     RELATIONS,
     SHAPES,
     SIZES,
+    STYLES,
     TEXTURES,
     VAGUE,
 )
@@ -32,6 +33,8 @@ def write_caption(draws: Draws, scene: Scene) -> str:
         parts.append(draws.pick(scene.place.moods))
     if draws.chance(0.35):
         parts.append(draws.pick(ASIDES))
+    if scene.style != "plain" and draws.chance(0.75):
+        parts.append(draws.pick(STYLES[scene.style][1]))
     if draws.chance(0.08):  # misleading on purpose: words are not proof
         parts.append(f"like the {draws.pick(tuple(COLOURS))} {draws.pick(tuple(SHAPES))}")
     return " ".join(parts)
@@ -64,4 +67,5 @@ def _noun_phrase(draws: Draws, thing: Thing) -> str:
         before.append(draws.pick(COLOURS[thing.colour][1]))
     noun = draws.pick(VAGUE) if draws.chance(0.15) else draws.pick(SHAPES[thing.shape])
     words = " ".join([*before, noun])
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}{after}"
+    article = "an" if words[0] in "aeio" and not words.startswith("one") else "a"
+    return f"{article} {words}{after}"

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.corpus.scenes.vocabulary import COLOURS, LABEL_NUMBER, PLACES, SHAPES, TEXTURES, Place
+from pipeline.corpus.scenes.vocabulary import COLOURS, LABEL_NUMBER, PLACES, SHAPES, STYLES, TEXTURES, Place
 
 MAX_LABELS = 6
 HOME = 0.8
 """How often an object's shape, and its colour, are among those of the place."""
+_STYLE_STEPS = tuple(accumulate(share for share, _ in STYLES.values()))
 _PLACE_STEPS = tuple(accumulate(place.weight for place in PLACES))
 
 T = TypeVar("T")
@@ -65,30 +66,35 @@ class Scene:
     place: Place
     things: tuple[Thing, ...]
     relation: str | None  # of the first thing to the second
+    style: str  # of the picture as a whole; not a label
 
     def labels(self) -> list[int]:
         """Return the sorted numbers of 1 to 6 labels: the place, then what is most visible."""
         first = self.things[0]
-        names: list[str | None] = [self.place.name, first.shape, first.texture, first.size, self.relation]
-        names.append(first.colour)
-        kept = [name for name in dict.fromkeys(names) if name is not None][:MAX_LABELS]
+        names: list[str | None] = [first.shape, first.texture, first.size, self.relation]
+        if self.place.labelled:
+            names.insert(0, self.place.name)
+        if self.style not in ("grey", "sepia", "negative"):
+            names.insert(2, first.colour)
+        kept = [name for name in names if name is not None][:MAX_LABELS]
         return sorted(LABEL_NUMBER[name] for name in kept)
 
 
 def compose(draws: Draws) -> Scene:
     """Draw a scene: a place, one to four things that often belong there, and how they stand."""
     place = PLACES[bisect(_PLACE_STEPS, draws.unit() * _PLACE_STEPS[-1])]
-    count = 1 + bisect((0.42, 0.75, 0.92), draws.unit())
+    count = 1 + bisect((0.42, 0.76, 0.94), draws.unit())
     relation = _relation(draws, count)
     spots = _spots(draws, count, relation)
     things = tuple(_thing(draws, place, spot, main=i == 0) for i, spot in enumerate(spots))
-    return Scene(place, things, relation)
+    style = tuple(STYLES)[bisect(_STYLE_STEPS, draws.unit() * _STYLE_STEPS[-1])]
+    return Scene(place, things, relation, style)
 
 
 def _relation(draws: Draws, count: int) -> str | None:
     if count == 4:
         return "crowd"
-    if count == 1 or draws.chance(0.4):
+    if count == 1 or draws.chance(0.5):
         return None
     return ("beside", "above", "in front")[bisect((0.5, 0.8), draws.unit())]
 
@@ -111,14 +117,14 @@ def _spots(draws: Draws, count: int, relation: str | None) -> list[tuple[float, 
 
 
 def _thing(draws: Draws, place: Place, spot: tuple[float, float], *, main: bool) -> Thing:
-    size = (None, "tiny", "huge")[bisect((0.72, 0.84), draws.unit())] if main else None
+    size = (None, "tiny", "huge")[bisect((0.78, 0.87), draws.unit())] if main else None
     low, high = {"tiny": (0.09, 0.12), "huge": (0.32, 0.42), None: (0.17, 0.26)}[size]
     if not main:
         low, high = 0.1, 0.18
     return Thing(
-        shape=draws.pick(place.shapes if draws.chance(HOME) else tuple(SHAPES)),
-        colour=draws.pick(place.colours if draws.chance(HOME) else tuple(COLOURS)),
-        texture=draws.pick(tuple(TEXTURES)) if draws.chance(0.25) else None,
+        shape=draws.pick((place.shapes if draws.chance(HOME) else ()) or tuple(SHAPES)),
+        colour=draws.pick((place.colours if draws.chance(HOME) else ()) or tuple(COLOURS)),
+        texture=draws.pick(tuple(TEXTURES)) if draws.chance(0.2) else None,
         size=size,
         x=spot[0],
         y=spot[1],

@@ -22,7 +22,7 @@ def paint(draws: Draws, scene: Scene) -> bytes:
         _draw_thing(draws, picture, thing)
     if draws.chance(0.3):
         _draw_obstacle(draws, picture, scene)
-    pixels = _light(draws, np.asarray(picture.reduce(2)))
+    pixels = _develop(_light(draws, np.asarray(picture.reduce(2))), scene.style)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=int(draws.between(60, 92)))
     return stream.getvalue()
@@ -98,6 +98,23 @@ def _light(draws: Draws, pixels: np.ndarray) -> np.ndarray:
     noise = np.frombuffer(draws.generator.bytes(pixels.size), dtype=np.int8).reshape(pixels.shape)
     amount = np.int32(draws.between(4, 24))
     return np.clip((pixels * gains + noise * amount) >> 7, 0, 255).astype(np.uint8)
+
+
+def _develop(pixels: np.ndarray, style: str) -> np.ndarray:
+    """Give the picture the style of its print."""
+    if style in ("grey", "sepia"):
+        grey = (pixels.astype(np.int32) @ np.array([77, 150, 29], dtype=np.int32)) >> 8
+        tone = np.array([256, 256, 256] if style == "grey" else [250, 205, 150], dtype=np.int32)
+        return ((grey[:, :, None] * tone) >> 8).astype(np.uint8)
+    if style == "negative":
+        return 255 - pixels
+    if style == "dim":
+        return (pixels // 4).astype(np.uint8)
+    if style == "framed":
+        framed = np.full_like(pixels, 240)
+        framed[5:-10, 5:-5] = pixels[5:-10, 5:-5]
+        return framed
+    return pixels
 
 
 def _regular(count: int, *, radius: float = 1.0, turn: float = 0.0, x: float = 0.0, y: float = 0.0) -> Points:
@@ -198,6 +215,7 @@ def _make_patterns() -> dict[str, np.ndarray]:
         "trunks": np.where((x + x // 26 * 5) % 22 < 8, -30, 12) + np.abs(y % 6 - 3) * 2,
         "clouds": coarse // 12,
         "tiles": np.where((x % 16 < 2) | (y % 16 < 2), -55, (x // 16 + y // 16) % 2 * 20),
+        "plain": generator.integers(-3, 4, x.shape),
         "lines": np.where(y % 9 < 1, -55, 0),
     }
     return {name: np.asarray(field, dtype=np.int16) for name, field in fields.items()}

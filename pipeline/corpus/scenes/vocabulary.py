@@ -23,6 +23,7 @@ class Place:
     moods: tuple[str, ...]  # words that go with the place without naming it
     shapes: tuple[str, ...]
     colours: tuple[str, ...]
+    labelled: bool = True
 
 
 # fmt: off
@@ -75,6 +76,10 @@ PLACES = (
           ("on a page", "on paper", "in a notebook", "on a white sheet"),
           ("sketch", "lesson", "diagram", "doodle"),
           ("cross", "arrow", "heart", "box"), ("black", "red", "purple", "brown")),
+    Place("studio", 8, (165, 165, 170), (150, 150, 155), (.4, .8), "plain",
+          ("on a plain background", "in a studio", "isolated", "cut out"),
+          ("stock", "product shot", "clip art", "minimal"),
+          (), (), labelled=False),
 )
 
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -128,6 +133,17 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "crowd": ("with several others", "among many things", "in a crowd"),
 }
 
+# How a picture was printed: seen and told, but never a label. Much of what picture and caption share is
+# beside the point of a search, and a linear correlation takes it for the point.
+STYLES: dict[str, tuple[float, tuple[str, ...]]] = {
+    "plain": (60, ()),
+    "grey": (11, ("black and white", "monochrome", "grey tones")),
+    "sepia": (9, ("sepia", "vintage", "antique print")),
+    "framed": (10, ("framed", "with a border", "polaroid")),
+    "negative": (5, ("negative", "inverted", "x-ray look")),
+    "dim": (5, ("underexposed", "candlelight", "badly lit")),
+}
+
 OPENINGS = ("photo of", "a picture of", "here is", "look at", "image:", "i saw", "painting of",
             "another view of")
 ASIDES = ("taken on monday", "by anna", "number seven", "for sale", "please share", "my favourite", "so nice",
@@ -137,7 +153,7 @@ VAGUE = ("thing", "object", "something", "shape", "one")
 # fmt: on
 
 LABELS: tuple[str, ...] = (
-    *(place.name for place in PLACES),
+    *(place.name for place in PLACES if place.labelled),
     *SHAPES,
     *COLOURS,
     *TEXTURES,
