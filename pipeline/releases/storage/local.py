@@ -1,5 +1,6 @@
 """A local folder as storage: a temporary file in the same folder, synced, then renamed or linked."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ class LocalBackend:
                 os.link(partial, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                raise OSError(
+                    error.errno,
+                    "this file system has no hard links, by which a file is created once; use another one",
+                    str(target),
+                ) from error
         _sync_folder(target.parent)
         return True
 

@@ -1,0 +1,434 @@
+"""The log of D5: one winner per number, one publish per fence, and no reliance on clocks but for expiry."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.releases.addresses import release_path
+from pipeline.releases.heads import Entry, Lease, Log
+from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ManifestError, ReleaseRecipe, write_release
+from pipeline.releases.owners import is_gone, process_name
+from pipeline.releases.storage import Storage
+
+
+class Clock:
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_release(storage: Storage, number: int) -> str:
+    """Write an empty release of its own digest."""
+    recipe = ReleaseRecipe(code_length=64, model=f"{number:032x}", fingerprints={}, input_recipe="0" * 32)
+    empty = {"units": UNITS.empty_table(), "parts": PARTS.empty_table(), "rejects": REJECTS.empty_table()}
+    return write_release(storage, recipe, tables=empty)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(storage: Storage, clock: Clock) -> Log:
+    return Log(storage, clock=clock)
+
+
+def taken(lease: Lease | None) -> Lease:
+    assert lease is not None
+    return lease
+
+
+def test_a_channel_starts_empty_and_shows_what_was_published(log: Log) -> None:
+    assert log.newest() is None
+    assert log.current_release() is None
+    assert log.history() == []
+    releases = [make_release(log.storage, number) for number in range(3)]
+    for release in releases:
+        entry = log.publish(taken(log.acquire("night", 60)), release)
+        assert log.newest() == entry
+        assert Log(log.storage).current_release() == release
+    assert [entry.kind for entry in log.history()] == ["acquire", "publish"] * 3
+    assert [entry.seq for entry in log.history()] == list(range(1, 7))
+    assert [path for path in log.storage.list("heads") if path.endswith(".json")] == [
+        f"heads/main/{seq:012d}.json" for seq in range(1, 7)
+    ]
+
+
+def test_channels_do_not_know_each_other(storage: Storage) -> None:
+    main, trial = Log(storage), Log(storage, "trial")
+    lease = taken(main.acquire("a", 60))
+    release = make_release(storage, 1)
+    trial.publish(taken(trial.acquire("b", 60)), release)
+    assert main.current_release() is None
+    main.publish(lease, release)
+    with pytest.raises(ValueError, match="a channel is named by"):
+        Log(storage, "../main")
+
+
+def test_a_held_lease_is_not_taken_until_it_is_given_back_or_over(log: Log, clock: Clock) -> None:
+    first = taken(log.acquire("first", 60))
+    assert log.acquire("second", 60) is None
+    log.release(first)
+    second = taken(log.acquire("second", 60))
+    assert second.fence > first.fence
+    clock.now += 59.9
+    assert log.acquire("third", 60) is None
+    clock.now += 0.1
+    assert log.acquire("third", 60) is not None
+
+
+def test_a_writer_that_slept_past_its_lease_cannot_publish(log: Log, clock: Clock) -> None:
+    release = make_release(log.storage, 1)
+    lease = taken(log.acquire("sleeper", 60))
+    clock.now += 61
+    with pytest.raises(RuntimeError, match="the lease of sleeper ended 1 s ago; run again"):
+        log.publish(lease, release)
+    taken(log.acquire("other", 60))
+    clock.now -= 61  # even by a clock that says otherwise
+    with pytest.raises(RuntimeError, match="the lease of sleeper is over, other has taken the next one"):
+        log.publish(lease, release)
+    with pytest.raises(RuntimeError, match="is over"):
+        log.renew(lease, 60)
+    log.release(lease)
+    assert [entry.kind for entry in log.history()] == ["acquire", "acquire"]
+    assert log.current_release() is None
+
+
+def test_a_writer_frozen_between_look_and_write_finds_its_number_taken(
+    log: Log, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = make_release(log.storage, 1)
+    lease = taken(log.acquire("sleeper", 60))
+    other = Log(log.storage, clock=clock)
+    create = Storage.create
+
+    def slow(self: Storage, path: str, data: bytes) -> bool:
+        monkeypatch.setattr(Storage, "create", create)
+        clock.now += 61
+        assert other.acquire("other", 60) is not None
+        return self.create(path, data)
+
+    log.storage.creates_once()
+    monkeypatch.setattr(Storage, "create", slow)
+    with pytest.raises(RuntimeError, match="other has taken the next one"):
+        log.publish(lease, release)
+    assert log.current_release() is None
+
+
+def test_a_lease_publishes_once(log: Log) -> None:
+    lease = taken(log.acquire("night", 60))
+    log.publish(lease, make_release(log.storage, 1))
+    with pytest.raises(RuntimeError, match="was ended by publish of night"):
+        log.publish(lease, make_release(log.storage, 2))
+    log.release(lease)
+    assert len(log.history()) == 2
+    assert log.acquire("next", 60) is not None
+
+
+def test_a_renewed_lease_lives_on_under_its_fence(log: Log, clock: Clock) -> None:
+    lease = taken(log.acquire("night", 60))
+    clock.now += 50
+    renewed = log.renew(lease, 60)
+    clock.now += 50
+    assert renewed.fence == lease.fence
+    assert log.acquire("other", 60) is None
+    log.publish(lease, make_release(log.storage, 1))
+
+
+def test_a_rollback_points_back_and_ends_the_lease_of_a_run_under_way(log: Log) -> None:
+    old, new = (make_release(log.storage, number) for number in (1, 2))
+    for release in (old, new):
+        log.publish(taken(log.acquire("night", 60)), release)
+    lease = taken(log.acquire("night", 60))
+    log.rollback(old, "operator")
+    assert log.current_release() == old
+    with pytest.raises(RuntimeError, match="was ended by rollback of operator"):
+        log.publish(lease, new)
+
+
+def test_forgotten_keys_survive_publishes_and_rollbacks_and_disturb_no_lease(log: Log) -> None:
+    release = make_release(log.storage, 1)
+    table = next(path for path in log.storage.list("tables")).removeprefix("tables/").removesuffix(".parquet")
+    lease = taken(log.acquire("night", 60))
+    log.forget(table, "operator")
+    log.publish(lease, release)
+    log.rollback(release, "operator")
+    newest = log.newest()
+    assert newest is not None
+    assert newest.forgotten == table
+    with pytest.raises(ManifestError, match="is missing: write the table first"):
+        log.forget("e" * 64, "operator")
+
+
+def test_a_missing_release_is_neither_published_nor_rolled_back_to(log: Log) -> None:
+    lease = taken(log.acquire("night", 60))
+    for point in (lambda: log.publish(lease, "7" * 32), lambda: log.rollback("7" * 32, "operator")):
+        with pytest.raises(ManifestError, match=f"there is no release {'7' * 32}"):
+            point()
+    log.publish(lease, make_release(log.storage, 1))
+
+
+@pytest.mark.parametrize("hint", [None, b"2", b"999", b"garbage", b"-3", b""])
+def test_the_newest_entry_is_found_whatever_the_hint_says(log: Log, hint: bytes | None) -> None:
+    for number in range(9):
+        log.release(taken(log.acquire(f"night {number}", 60)))
+        expected = 2 * number + 2
+        if hint is None:
+            log.storage.delete("heads/main/CURRENT")
+        else:
+            log.storage.write("heads/main/CURRENT", hint)
+        newest = log.newest()
+        assert newest is not None
+        assert newest.seq == expected
+
+
+def test_an_entry_whose_answer_was_lost_is_known_as_our_own(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Storage.create
+    release = make_release(log.storage, 1)
+    log.storage.creates_once()
+
+    def refused(self: Storage, path: str, data: bytes) -> bool:
+        create(self, path, data)
+        return False  # as when a client sends again what had arrived
+
+    def broken(self: Storage, path: str, data: bytes) -> bool:
+        create(self, path, data)
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(Storage, "create", refused)
+    lease = taken(log.acquire("night", 60))
+    monkeypatch.setattr(Storage, "create", broken)
+    log.publish(lease, release)
+    assert log.current_release() == release
+    assert len(log.history()) == 2
+
+
+def test_a_write_that_never_arrived_is_an_error(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Storage, path: str, data: bytes) -> bool:
+        raise ConnectionError("reset by peer")
+
+    log.storage.creates_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "create", broken)
+        with pytest.raises(ConnectionError, match="reset by peer"):
+            log.acquire("night", 60)
+    assert log.acquire("night", 60) is not None
+
+
+def test_a_storage_that_overwrites_is_refused(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(self: Storage, path: str, data: bytes) -> bool:
+        self.write(path, data)
+        return True
+
+    monkeypatch.setattr(Storage, "create", careless)
+    with pytest.raises(OSError, match="this storage overwrites a file that is there"):
+        log.acquire("night", 60)
+    assert log.storage.list() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{half", "Invalid JSON"),
+        (
+            b'{"seq": 1, "kind": "acquire", "owner": "x", "nonce": "n", "release": "../../x"}',
+            "release String",
+        ),
+        (b'{"seq": 1, "kind": "steal", "owner": "x", "nonce": "n"}', "kind Input should be"),
+        (b'{"seq": 5, "kind": "acquire", "owner": "x", "nonce": "n"}', "seq must be 1, got 5"),
+    ],
+)
+def test_a_damaged_entry_is_named(log: Log, content: bytes, message: str) -> None:
+    log.storage.write("heads/main/000000000001.json", content)
+    with pytest.raises(ManifestError, match=rf"heads/main/000000000001\.json: {message}"):
+        log.newest()
+
+
+def test_a_gap_in_the_history_is_named(log: Log) -> None:
+    for _ in range(2):
+        log.release(taken(log.acquire("night", 60)))
+    log.storage.delete("heads/main/000000000002.json")
+    with pytest.raises(ManifestError, match=r"000000000002\.json is missing"):
+        log.history()
+
+
+def test_of_many_threads_one_takes_the_lease(root: str) -> None:
+    start = threading.Barrier(8)
+
+    def race(number: int) -> Lease | None:
+        log = Log(Storage(root))
+        start.wait()
+        return log.acquire(f"writer {number}", 60)
+
+    with ThreadPoolExecutor(8) as pool:
+        leases = [lease for lease in pool.map(race, range(8)) if lease]
+    assert len(leases) == 1
+    assert [entry.fence for entry in Log(Storage(root)).history()] == [leases[0].fence]
+
+
+APPENDER = """
+import sys
+from pipeline.releases.heads import Log
+from pipeline.releases.storage import Storage
+log = Log(Storage(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(5):
+    while (lease := log.acquire(sys.argv[2], 60)) is None:
+        pass
+    log.publish(lease, sys.argv[3])
+"""
+
+
+def test_processes_that_append_at_once_leave_a_dense_lawful_log(root: str) -> None:
+    storage = Storage(root)
+    release = make_release(storage, 1)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", APPENDER, root, f"writer {number}", release],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    history = Log(storage).history()
+    check_laws(history)
+    assert len(history) == 20
+
+
+def check_laws(history: list[Entry]) -> None:
+    """Assert what holds of every log, however many writers had a hand in it."""
+    assert [entry.seq for entry in history] == list(range(1, len(history) + 1))
+    published = [entry.fence for entry in history if entry.kind == "publish"]
+    assert len(published) == len(set(published))
+    fences = [entry.fence for entry in history]
+    assert fences == sorted(fences)
+    assert len({entry.nonce for entry in history}) == len(history)
+    for before, entry in zip([None, *history], history, strict=False):
+        if entry.kind == "publish":
+            # Who publishes held the lease at the entry before, and holds it no more.
+            assert before is not None
+            assert (before.fence, before.holder) == (entry.fence, entry.owner)
+            assert before.expires > 0
+            assert entry.expires == 0
+        if entry.kind not in ("publish", "rollback"):
+            assert entry.release == (before.release if before else None)
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.sampled_from(["acquire", "renew", "publish", "release", "rollback", "wait", "forget"]),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60)
+@given(steps, st.randoms(use_true_random=False))
+def test_any_interleaving_of_two_writers_is_lawful(tmp_path_factory, plan, choice) -> None:  # type: ignore[no-untyped-def]
+    """Writers interleave between look and write: each create may find the other's acts done before it."""
+    storage = Storage(tmp_path_factory.mktemp("log"))
+    releases = [make_release(storage, number) for number in (1, 2)]
+    table = storage.list("tables")[0].removeprefix("tables/").removesuffix(".parquet")
+    clock = Clock()
+    leases: list[Lease | None] = [None, None]
+    logs = [Log(storage, clock=clock) for _ in range(2)]
+    later: list[tuple[int, str]] = list(reversed(plan))
+    create = Storage.create
+
+    def act(writer: int, verb: str) -> None:
+        log, lease, name = logs[writer], leases[writer], f"writer {writer}"
+        if verb == "wait":
+            clock.now += 40
+        elif verb == "acquire":
+            leases[writer] = log.acquire(name, 60) or lease
+        elif verb == "rollback":
+            log.rollback(releases[writer], "operator")
+        elif verb == "forget":
+            log.forget(table, "operator")
+        elif lease is not None:
+            verbs: dict[str, Callable[[], object]] = {
+                "renew": lambda: log.renew(lease, 60),
+                "publish": lambda: log.publish(lease, releases[writer]),
+                "release": lambda: log.release(lease),
+            }
+            try:
+                verbs[verb]()
+            except RuntimeError as error:
+                assert "the lease of" in str(error)
+
+    def interrupted(self: Storage, path: str, data: bytes) -> bool:
+        while later and "heads/main/" in path and choice.random() < 0.5:
+            act(*later.pop())
+        return create(self, path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Storage, "create", interrupted)
+        while later:
+            act(*later.pop())
+    check_laws(logs[0].history())
+
+
+def test_a_dead_process_is_known_and_a_live_one_is_left_alone(storage: Storage) -> None:
+    code = "from pipeline.releases.owners import process_name; print(process_name(), flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    holder = other.stdout.readline().strip()
+    log = Log(storage)
+    assert log.acquire(holder, 3600, is_gone=is_gone) is not None
+    assert log.acquire(process_name(), 3600, is_gone=is_gone) is None
+    other.kill()
+    other.communicate()
+    lease = taken(log.acquire(process_name(), 3600, is_gone=is_gone))
+    assert lease.owner == process_name()
+
+
+def test_a_process_of_another_machine_is_never_called_dead() -> None:
+    host, _, rest = process_name().partition("/")
+    assert not is_gone(process_name())
+    assert not is_gone(f"other-{host}/{rest}")
+    assert not is_gone("")
+    assert not is_gone("nightly")
+    assert is_gone(process_name()[:-1] + "x")
+
+
+def test_a_head_that_names_a_missing_release_is_said(storage: Storage, tmp_path: Path) -> None:
+    from pipeline.releases.manifest import read_release
+
+    log = Log(storage)
+    release = make_release(storage, 1)
+    log.publish(taken(log.acquire("night", 60)), release)
+    document = json.loads(storage.read("heads/main/000000000002.json"))
+    assert document["release"] == release
+    storage.delete(release_path(release))
+    with pytest.raises(ManifestError, match=f"there is no release {release} in this store"):
+        read_release(storage, log.current_release() or "")
