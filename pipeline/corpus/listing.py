@@ -75,8 +75,8 @@ class Listing:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common()) or "none"
         advice = f"lower it to at most {self.rows}" if self.rows else "look at data.path and data.split"
         raise ValueError(
-            f"{where} has {self.rows} pairs to train on (rows left out: {dropped}), fewer than one global batch: "
-            f"train.global_batch_size is {rows}; {advice}"
+            f"{where} has {self.rows} pairs to train on (rows left out: {dropped}), fewer than one global "
+            f"batch: train.global_batch_size is {rows}; {advice}"
         )
 
 
