@@ -2,20 +2,75 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cmh_models.artefact import artefact_digest, from_pretrained
+from cmh_models.artefact import artefact_digest, from_pretrained, tower_fingerprint
 from cmh_models.method import HashMethod
+from cmh_models.towers import GivenFeatures
+from pipeline.corpus.decode import DecodeLimits, InputRecipe
+from pipeline.corpus.schema import SIDES, Columns, Side
 from pipeline.releases.addresses import model_path
 from pipeline.releases.storage import Storage
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _LAST = "config.json"
 _EXPECTED = "encode.model takes an artefact folder, its URI, or the digest of a model in the store"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a night must know of a model before any row is read."""
+
+    digest: str
+    code_length: int
+    fingerprints: dict[Side, str]
+    recipe: InputRecipe
+
+
+def read_facts(
+    folder: Path,
+    columns: Columns,
+    limits: DecodeLimits,
+    *,
+    sides: Sequence[Side] = SIDES,
+    precision: str = "fp32",
+    gpu: bool = False,
+) -> ModelFacts:
+    """Say what an artefact's codes are and how rows must be decoded for it.
+
+    Args:
+        columns: of the source, as far as the settings name them.
+        limits: how large a value may be.
+        gpu: the codes are made on a GPU.
+    Raises:
+        ValueError: the folder is no artefact, or it is damaged.
+    """
+    method = from_pretrained(folder)
+    device = "cuda" if gpu else "cpu"
+    return ModelFacts(
+        digest=artefact_digest(folder),
+        code_length=method.code_length,
+        fingerprints={
+            side: tower_fingerprint(method, side, precision=precision, device=device) for side in sides
+        },
+        recipe=input_recipe(method, columns, limits),
+    )
+
+
+def input_recipe(method: HashMethod, columns: Columns, limits: DecodeLimits) -> InputRecipe:
+    """Return how rows are decoded for a model: pixels of its size, or features of its width."""
+    return InputRecipe(
+        columns=columns,
+        limits=limits,
+        image_size=method.image_size,
+        image_width=_feature_width(method, "image"),
+        text_width=_feature_width(method, "text"),
+    )
 
 
 def open_model(reference: str, store: Storage | None = None) -> HashMethod:
@@ -71,6 +126,11 @@ def keep_model(folder: Path, store: Storage) -> str:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == _LAST, file.name)):
             store.upload(file, f"{path}/{file.name}")
     return digest
+
+
+def _feature_width(method: HashMethod, side: Side) -> int | None:
+    network = getattr(method, side)
+    return network.width if isinstance(network, GivenFeatures) else None
 
 
 def load_encoder(digest: str, store: Storage, *, gpu: bool = False) -> HashMethod:
