@@ -7,6 +7,7 @@ does not depend on the batch it is met in, nor on the size of that batch.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -82,7 +83,7 @@ class JDSH(HashMethod):
         slope = (progress.epoch + 1) ** 0.5 if self.config.slope == "sqrt" else 1.0
         output: HashOutput = {}
         for side, network in (("image", self.image), ("text", self.text)):
-            with torch.no_grad():
+            with fixed(batch[side]):
                 described = network.describe(batch[side])
                 scaled = network.standardise(described).to(self.similarity.precision)
             values = network(batch[side], described)
@@ -91,7 +92,7 @@ class JDSH(HashMethod):
             output[f"{side}_target"] = functional.normalize(scaled)
         if not self.in_batch:
             # Of the moments as they are now: this step's update must not come between two factors.
-            with torch.no_grad():
+            with fixed(batch["image"]):
                 targets = output["image_target"], output["text_target"]
                 rows = self.similarity.rows(*targets, self.similarity.population())
             output |= dict(zip(FACTORS, (getattr(rows, field.name) for field in fields(rows)), strict=True))
@@ -182,6 +183,13 @@ class JDSH(HashMethod):
                 weight = weights[which] * self.config.class_weights[number]
                 terms[f"{name}_{kind}"] = Term(weight * errors[which, number], pairs[number])
         return terms
+
+
+@contextmanager
+def fixed(inputs: Tensor) -> Iterator[None]:
+    """Compute without gradient, and in full precision where training itself runs in half."""
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        yield
 
 
 class _ClassCounts:

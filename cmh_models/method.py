@@ -45,10 +45,6 @@ class Term:
     numerator: Tensor
     denominator: Tensor
 
-    def value(self) -> Tensor:
-        """Return numerator / denominator, both summed over the ranks; a mean over no pairs is 0."""
-        return self.numerator / self.denominator.clamp_min(1)
-
 
 class Everyone(Mapping[str, Tensor]):
     """The gathered outputs of the global batch, and where the local rows stand among them."""
