@@ -68,7 +68,8 @@ def test_a_module_imports_only_what_its_room_may(file: Path) -> None:
 
 def test_the_packages_themselves_are_empty_but_for_the_registry() -> None:
     for file in SOURCES:
-        if file.name == "__init__.py" and module_name(file) != "cmh_models":
+        outgrown = module_name(file).count(".") > 1  # a file that became a folder of the same name
+        if file.name == "__init__.py" and module_name(file) != "cmh_models" and not outgrown:
             assert not file.read_text(encoding="utf-8").strip(), f"{file} must be empty"
 
 

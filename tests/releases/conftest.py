@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.releases.heads import Log
 from pipeline.releases.storage import Storage
+from tests.releases.small import Clock
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -19,3 +21,15 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def storage(root: str) -> Storage:
     """The storage at `root`."""
     return Storage(root)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of `log`."""
+    return Clock()
+
+
+@pytest.fixture
+def log(storage: Storage, clock: Clock) -> Log:
+    """The main channel of `storage`."""
+    return Log(storage, clock=clock)

@@ -1,54 +1,14 @@
 """The log of D5: one winner per number, one publish per fence, and no reliance on clocks but for expiry."""
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.releases.addresses import release_path
-from pipeline.releases.heads import Entry, Lease, Log
-from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ManifestError, ReleaseRecipe, write_release
-from pipeline.releases.owners import is_gone, process_name
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import ManifestError, read_release
 from pipeline.releases.storage import Storage
-
-
-class Clock:
-    """A clock that only the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def make_release(storage: Storage, number: int) -> str:
-    """Write an empty release of its own digest."""
-    recipe = ReleaseRecipe(code_length=64, model=f"{number:032x}", fingerprints={}, input_recipe="0" * 32)
-    empty = {"units": UNITS.empty_table(), "parts": PARTS.empty_table(), "rejects": REJECTS.empty_table()}
-    return write_release(storage, recipe, tables=empty)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def log(storage: Storage, clock: Clock) -> Log:
-    return Log(storage, clock=clock)
-
-
-def taken(lease: Lease | None) -> Lease:
-    assert lease is not None
-    return lease
+from tests.releases.small import Clock, make_release, taken
 
 
 def test_a_channel_starts_empty_and_shows_what_was_published(log: Log) -> None:
@@ -267,163 +227,7 @@ def test_a_gap_in_the_history_is_named(log: Log) -> None:
         log.history()
 
 
-def test_of_many_threads_one_takes_the_lease(root: str) -> None:
-    start = threading.Barrier(8)
-
-    def race(number: int) -> Lease | None:
-        log = Log(Storage(root))
-        start.wait()
-        return log.acquire(f"writer {number}", 60)
-
-    with ThreadPoolExecutor(8) as pool:
-        leases = [lease for lease in pool.map(race, range(8)) if lease]
-    assert len(leases) == 1
-    assert [entry.fence for entry in Log(Storage(root)).history()] == [leases[0].fence]
-
-
-APPENDER = """
-import sys
-from pipeline.releases.heads import Log
-from pipeline.releases.storage import Storage
-log = Log(Storage(sys.argv[1]))
-print("ready", flush=True)
-sys.stdin.readline()
-for n in range(5):
-    while (lease := log.acquire(sys.argv[2], 60)) is None:
-        pass
-    log.publish(lease, sys.argv[3])
-"""
-
-
-def test_processes_that_append_at_once_leave_a_dense_lawful_log(root: str) -> None:
-    storage = Storage(root)
-    release = make_release(storage, 1)
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", APPENDER, root, f"writer {number}", release],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate()
-        assert writer.returncode == 0
-    history = Log(storage).history()
-    check_laws(history)
-    assert len(history) == 20
-
-
-def check_laws(history: list[Entry]) -> None:
-    """Assert what holds of every log, however many writers had a hand in it."""
-    assert [entry.seq for entry in history] == list(range(1, len(history) + 1))
-    published = [entry.fence for entry in history if entry.kind == "publish"]
-    assert len(published) == len(set(published))
-    fences = [entry.fence for entry in history]
-    assert fences == sorted(fences)
-    assert len({entry.nonce for entry in history}) == len(history)
-    for before, entry in zip([None, *history], history, strict=False):
-        if entry.kind == "publish":
-            # Who publishes held the lease at the entry before, and holds it no more.
-            assert before is not None
-            assert (before.fence, before.holder) == (entry.fence, entry.owner)
-            assert before.expires > 0
-            assert entry.expires == 0
-        if entry.kind not in ("publish", "rollback"):
-            assert entry.release == (before.release if before else None)
-
-
-steps = st.lists(
-    st.tuples(
-        st.integers(0, 1),
-        st.sampled_from(["acquire", "renew", "publish", "release", "rollback", "wait", "forget"]),
-    ),
-    max_size=14,
-)
-
-
-@settings(max_examples=60)
-@given(steps, st.randoms(use_true_random=False))
-def test_any_interleaving_of_two_writers_is_lawful(tmp_path_factory, plan, choice) -> None:  # type: ignore[no-untyped-def]
-    """Writers interleave between look and write: each create may find the other's acts done before it."""
-    storage = Storage(tmp_path_factory.mktemp("log"))
-    releases = [make_release(storage, number) for number in (1, 2)]
-    table = storage.list("tables")[0].removeprefix("tables/").removesuffix(".parquet")
-    clock = Clock()
-    leases: list[Lease | None] = [None, None]
-    logs = [Log(storage, clock=clock) for _ in range(2)]
-    later: list[tuple[int, str]] = list(reversed(plan))
-    create = Storage.create
-
-    def act(writer: int, verb: str) -> None:
-        log, lease, name = logs[writer], leases[writer], f"writer {writer}"
-        if verb == "wait":
-            clock.now += 40
-        elif verb == "acquire":
-            leases[writer] = log.acquire(name, 60) or lease
-        elif verb == "rollback":
-            log.rollback(releases[writer], "operator")
-        elif verb == "forget":
-            log.forget(table, "operator")
-        elif lease is not None:
-            verbs: dict[str, Callable[[], object]] = {
-                "renew": lambda: log.renew(lease, 60),
-                "publish": lambda: log.publish(lease, releases[writer]),
-                "release": lambda: log.release(lease),
-            }
-            try:
-                verbs[verb]()
-            except RuntimeError as error:
-                assert "the lease of" in str(error)
-
-    def interrupted(self: Storage, path: str, data: bytes) -> bool:
-        while later and "heads/main/" in path and choice.random() < 0.5:
-            act(*later.pop())
-        return create(self, path, data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Storage, "create", interrupted)
-        while later:
-            act(*later.pop())
-    check_laws(logs[0].history())
-
-
-def test_a_dead_process_is_known_and_a_live_one_is_left_alone(storage: Storage) -> None:
-    code = "from pipeline.releases.owners import process_name; print(process_name(), flush=True); input()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout is not None
-    holder = other.stdout.readline().strip()
-    log = Log(storage)
-    assert log.acquire(holder, 3600, is_gone=is_gone) is not None
-    assert log.acquire(process_name(), 3600, is_gone=is_gone) is None
-    other.kill()
-    other.communicate()
-    lease = taken(log.acquire(process_name(), 3600, is_gone=is_gone))
-    assert lease.owner == process_name()
-
-
-def test_a_process_of_another_machine_is_never_called_dead() -> None:
-    host, _, rest = process_name().partition("/")
-    assert not is_gone(process_name())
-    assert not is_gone(f"other-{host}/{rest}")
-    assert not is_gone("")
-    assert not is_gone("nightly")
-    assert is_gone(process_name()[:-1] + "x")
-
-
-def test_a_head_that_names_a_missing_release_is_said(storage: Storage, tmp_path: Path) -> None:
-    from pipeline.releases.manifest import read_release
-
+def test_a_head_that_names_a_missing_release_is_said(storage: Storage) -> None:
     log = Log(storage)
     release = make_release(storage, 1)
     log.publish(taken(log.acquire("night", 60)), release)
