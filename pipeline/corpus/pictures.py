@@ -41,6 +41,8 @@ def decode_picture(data: bytes | memoryview, size: int, *, crop: bool, max_pixel
         raise ValueError(f"not an image: expected {', '.join(FORMATS)}; got {_peek(data)}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image too large: {error}") from error
+    except MemoryError:  # our trouble, not the picture's
+        raise
     except Exception as error:  # Pillow's parsers raise whatever a hostile file leads them to
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise ValueError(f"{reason} image: {type(error).__name__}: {error}") from error

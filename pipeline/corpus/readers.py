@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.corpus.schema import is_list
+
 Bytes = bytes | memoryview
 
 
@@ -15,6 +17,8 @@ def read_keys(column: pa.ChunkedArray) -> list[str | None]:
 
     Null, empty and not UTF-8 are not usable.
     """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):
         return [None if key is None else str(key) for key in column.to_pylist()]
     return [None if not raw else _utf8_or_none(raw) for raw in read_bytes(column)]
@@ -37,7 +41,7 @@ def read_bytes(column: pa.ChunkedArray) -> list[Bytes | None]:
 
 def read_texts(column: pa.ChunkedArray) -> list[Bytes | None]:
     """Return each text's bytes; of a list of texts the first that is not blank, or b"" if there is none."""
-    if not _is_list(column.type):
+    if not is_list(column.type):
         return read_bytes(column)
     lists = _whole(column.cast(pa.large_list(pa.large_binary())))
     texts = _views(lists.values)
@@ -99,11 +103,6 @@ def _views(array: pa.Array) -> list[Bytes | None]:
         data[start:stop] if valid else None
         for start, stop, valid in zip(bounds[:-1], bounds[1:], _valid(array).tolist(), strict=True)
     ]
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def _utf8_or_none(raw: Bytes) -> str | None:

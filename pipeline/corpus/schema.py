@@ -126,6 +126,12 @@ def sample_ids(keys: Iterable[str]) -> np.ndarray:
     return (np.frombuffer(digests, dtype=">u8") >> np.uint64(1)).astype(np.int64)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a type is one of Arrow's three kinds of list."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
 class _Finder:
     """Looks roles up in one schema; knows how to complain."""
 
@@ -205,11 +211,6 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
 def _is_key(kind: pa.DataType) -> bool:
     return bool(_is_string(kind) or _is_binary(kind) or pa.types.is_integer(kind))
 
@@ -228,12 +229,12 @@ def _is_image(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_null(kind) or _is_string(kind):
         return True
-    return _is_list(kind) and _is_string(_plain(kind.value_type))
+    return is_list(kind) and _is_string(_plain(kind.value_type))
 
 
 def _is_float_list(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+    return is_list(kind) and bool(pa.types.is_floating(kind.value_type))
 
 
 def _is_int_list(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+    return is_list(kind) and bool(pa.types.is_integer(kind.value_type))
