@@ -35,7 +35,7 @@ class IndexConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: str = "BFlat"  # a FAISS factory string
-    part_boundary: int = Field(64, ge=1)  # units per part on average; 1 makes every unit its own part
+    part_boundary: int = Field(default=64, ge=1)  # units per part on average; 1 makes every unit its own part
 
     @field_validator("recipe")
     @classmethod

@@ -84,7 +84,9 @@ def test_a_cut_inside_a_large_tied_group_equals_the_sum_over_the_hypergeometric(
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 18])
-def test_counts_equal_a_loop_over_pairs_whatever_the_block(block: int, monkeypatch) -> None:
+def test_counts_equal_a_loop_over_pairs_whatever_the_block(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "BLOCK", block)
     sets = draw_sets(3, queries=5, rows=21, bits=16, classes=70)
     counts = count_by_distance(**sets)

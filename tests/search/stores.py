@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.releases.addresses import part_address, part_keys_path, part_path, sha256
+from pipeline.releases.addresses import digest_bytes, part_address, part_keys_path, part_path, sha256
 from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ReleaseRecipe, create_store, write_release
 from pipeline.releases.storage import Storage
 from pipeline.search.indexing import build_part
@@ -74,7 +74,8 @@ def write_store(
 def _write_part(
     storage: Storage, side: str, ordinal: int, *, tables: Mapping[str, pa.Table]
 ) -> dict[str, Any]:
-    address = part_address([(unit, f"{ordinal}") for unit in tables], side, recipe={})
+    members = [(unit, digest_bytes(repr(table.to_pydict()).encode())) for unit, table in tables.items()]
+    address = part_address(members, side, recipe={})
     files = build_part(tables)
     storage.create(part_keys_path(address), files.keys)
     storage.create(part_path(address), files.index)

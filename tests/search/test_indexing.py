@@ -1,6 +1,7 @@
 """Parts: boundaries that follow content, files that follow (id, key) order, bytes that repeat."""
 
 from hashlib import blake2b
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -57,7 +58,7 @@ def test_another_recipe_than_bflat_is_refused_by_name() -> None:
         build_part({"a": code_table(["x"], size=8)}, recipe="BHNSW16")
 
 
-def test_faiss_alone_opens_a_part_and_its_rows_stand_in_id_and_key_order(tmp_path) -> None:
+def test_faiss_alone_opens_a_part_and_its_rows_stand_in_id_and_key_order(tmp_path: Path) -> None:
     tables = {f"u{n}.parquet": code_table([f"{n}-{i}" for i in range(9)], size=8, seed=n) for n in range(3)}
     part = build_part(tables)
     (tmp_path / "part.faiss").write_bytes(part.index)

@@ -89,7 +89,7 @@ def test_a_cut_among_many_more_ties_than_are_fetched_keeps_the_lowest_ids() -> N
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_and_query_blocks_change_nothing(threads: int, monkeypatch) -> None:
+def test_threads_and_query_blocks_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     keys, codes = [f"k{row}" for row in range(200)], rng.integers(0, 256, (200, 2), dtype=np.uint8)
     ids = [sample_id(key) for key in keys]

@@ -1,0 +1,197 @@
+"""Opening a release and searching it: what is answered, what is refused, and what is never imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import ManifestError
+from pipeline.releases.storage import Storage
+from pipeline.search.retrieval import Release
+from tests import reference
+from tests.search.stores import code_table, sample_id, write_store
+
+KEYS = [f"k{row}" for row in range(60)]
+CODES = np.random.default_rng(1).integers(0, 256, (60, 2), dtype=np.uint8)
+QUERY = np.random.default_rng(2).integers(0, 256, (4, 2), dtype=np.uint8)
+
+
+def make_store(uri: str | Path, *, texts: int = 60) -> str:
+    """Write 60 image codes in three parts and some text codes in one."""
+    images = [
+        {f"u{n}": code_table(KEYS[n:m], size=2, codes=CODES[n:m])} for n, m in ((0, 20), (20, 21), (21, 60))
+    ]
+    text = [
+        {"u0": code_table(KEYS[:texts], size=2, codes=CODES[:texts, ::-1])},
+        {"u1": code_table([], size=2)},
+    ]
+    return write_store(uri, {"image": images, "text": text}, code_length=16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[Path, str]:
+    return tmp_path / "store", make_store(tmp_path / "store")
+
+
+def part_files(store: Path, suffix: str) -> list[Path]:
+    return sorted((store / "parts").glob(f"*{suffix}"), key=lambda file: file.stat().st_size)
+
+
+def test_hits_are_those_of_a_full_sort_in_both_directions(store: tuple[Path, str]) -> None:
+    release = Release.open(store[0], digest=store[1])
+    ids = [sample_id(key) for key in KEYS]
+    for direction, codes in (("T2I", CODES), ("I2T", CODES[:, ::-1])):
+        hits = release.search(QUERY, 7, direction)
+        wanted = reference.search(QUERY, np.ascontiguousarray(codes), ids=ids, keys=KEYS, k=7)
+        found = [
+            list(zip(*row, strict=True))
+            for row in zip(hits.distances.tolist(), hits.ids.tolist(), hits.keys, strict=True)
+        ]
+        assert found == wanted
+
+
+def test_the_whole_corpus_can_be_asked_for(store: tuple[Path, str]) -> None:
+    hits = Release.open(store[0], digest=store[1]).search(QUERY, k=60)
+    assert sorted(hits.keys[0]) == sorted(KEYS)
+
+
+def test_local_parts_are_mapped_where_they_lie(store: tuple[Path, str]) -> None:
+    release = Release.open(store[0], digest=store[1])
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert all(str(file) in maps for file in part_files(store[0], ".faiss") if file.stat().st_size > 33)
+    assert release.rows("image") == 60
+
+
+@pytest.mark.parametrize("k", [0, -1, 61])
+def test_k_outside_the_corpus_is_refused(store: tuple[Path, str], k: int) -> None:
+    with pytest.raises(ValueError, match=f"k must be within 1 and the 60 codes of side 'image', got {k}"):
+        Release.open(store[0], digest=store[1]).search(QUERY, k)
+
+
+def test_codes_that_are_no_codes_of_this_release_are_refused(store: tuple[Path, str]) -> None:
+    release = Release.open(store[0], digest=store[1])
+    with pytest.raises(ValueError, match=r"\(queries, 2\) uint8 for the 16-bit codes .*, got \(4, 8\) uint8"):
+        release.search(np.zeros((4, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"got \(4, 2\) float32"):
+        release.search(np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match=r"got \(2,\) uint8"):
+        release.search(QUERY[0])
+    with pytest.raises(TypeError, match="numpy array, got list"):
+        release.search([[1, 2]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"whole number, got 2\.5"):
+        release.search(QUERY, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="direction must be one of T2I, I2T, got 't2i'"):
+        release.search(QUERY, 1, "t2i")  # type: ignore[arg-type]
+
+
+def test_a_side_that_was_not_opened_says_so(store: tuple[Path, str]) -> None:
+    release = Release.open(store[0], digest=store[1], sides=["text"])
+    assert release.search(QUERY, 1, "I2T").distances.shape == (4, 1)
+    with pytest.raises(ValueError, match="searches side 'image', which was not opened"):
+        release.search(QUERY, 1, "T2I")
+
+
+def test_a_missing_or_truncated_part_is_named(store: tuple[Path, str]) -> None:
+    index, keys = part_files(store[0], ".faiss")[-1], part_files(store[0], ".keys.arrow")[-1]
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-1])
+    with pytest.raises(
+        ManifestError, match=rf"{index.name} has {len(whole) - 1} bytes, .* names {len(whole)} "
+    ):
+        Release.open(store[0], digest=store[1])
+    index.write_bytes(whole)
+    keys.unlink()
+    with pytest.raises(ManifestError, match=f"{keys.name} is missing"):
+        Release.open(store[0], digest=store[1])
+
+
+def test_a_file_that_is_no_flat_binary_index_is_named(store: tuple[Path, str]) -> None:
+    index = part_files(store[0], ".faiss")[-1]
+    size = index.stat().st_size
+    index.write_bytes(b"x" * size)
+    with pytest.raises(ManifestError, match=f"{index.name} is no binary index that FAISS can read"):
+        Release.open(store[0], digest=store[1])
+    smaller = faiss.IndexBinaryFlat(8)
+    smaller.add(np.zeros((size - 33, 1), np.uint8))
+    faiss.write_index_binary(smaller, str(index))
+    with pytest.raises(
+        ManifestError, match=f"{index.name}: the release says .* codes of 16 bits, the files hold"
+    ):
+        Release.open(store[0], digest=store[1])
+
+
+def test_a_store_of_a_newer_format_and_a_folder_that_is_no_store_are_refused(store: tuple[Path, str]) -> None:
+    with pytest.raises(ManifestError, match="is no store"):
+        Release.open(store[0].parent)
+    (store[0] / "store.json").write_text('{"format": 99}')
+    with pytest.raises(ManifestError, match="format 99, this version reads up to"):
+        Release.open(store[0], digest=store[1])
+
+
+def test_a_store_without_a_published_release_says_so(store: tuple[Path, str]) -> None:
+    with pytest.raises(ManifestError, match="nothing is published in channel 'main'"):
+        Release.open(store[0])
+
+
+def test_the_newest_published_release_is_opened_and_others_by_digest(store: tuple[Path, str]) -> None:
+    second = make_store(store[0], texts=59)
+    for digest in (store[1], second):
+        publish(store[0], digest)
+        assert Release.open(store[0]).digest == digest
+    assert Release.open(store[0]).rows("text") == 59
+    assert Release.open(store[0], digest=store[1]).rows("text") == 60
+    with pytest.raises(ManifestError, match="nothing is published in channel 'other'"):
+        Release.open(store[0], "other")
+
+
+def test_a_head_that_names_a_missing_release_is_an_error_that_names_it(store: tuple[Path, str]) -> None:
+    publish(store[0], store[1])
+    (store[0] / "releases" / f"{store[1]}.json").unlink()
+    with pytest.raises(ManifestError, match=f"there is no release {store[1]} in this store"):
+        Release.open(store[0])
+
+
+def publish(uri: Path, digest: str) -> None:
+    log = Log(Storage(uri))
+    lease = log.acquire("test", 60)
+    assert lease is not None
+    log.publish(lease, digest)
+    log.release(lease)
+
+
+def test_a_remote_part_is_downloaded_once_and_checked(s3_server: str, tmp_path: Path) -> None:
+    uri = f"{s3_server}/search"
+    digest = make_store(uri)
+    local = Release.open(make_local(tmp_path), digest=digest).search(QUERY, 9)
+    cache = tmp_path / "cache"
+    hits = Release.open(uri, digest=digest, cache=cache).search(QUERY, 9)
+    assert hits.keys == local.keys
+    assert np.array_equal(hits.distances, local.distances)
+    copies = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert len(copies) == 10
+    Release.open(uri, digest=digest, cache=cache)
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == copies
+    storage = Storage(uri)
+    path = next(path for path in storage.list("parts") if path.endswith(".faiss"))
+    storage.write(path, bytes(storage.size(path)))
+    with pytest.raises(ManifestError, match=rf"{path} is damaged: its sha256 is "):
+        Release.open(uri, digest=digest, cache=tmp_path / "other")
+    assert {file.suffix for file in (tmp_path / "other").iterdir()} <= {".faiss", ".arrow"}
+
+
+def make_local(tmp_path: Path) -> Path:
+    make_store(tmp_path / "local")
+    return tmp_path / "local"
+
+
+def test_the_search_team_gets_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys, pipeline.search.retrieval\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'ray', 's3fs')))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
