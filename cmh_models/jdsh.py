@@ -54,6 +54,7 @@ class Phase:
     """Which statistics the present round estimates."""
 
     features: bool
+    restart: bool  # of the moments: those of features on another scale do not count
     moments: bool
     thresholds: bool
 
@@ -117,7 +118,7 @@ class JDSH(HashMethod):
             targets = everyone["image_target"], everyone["text_target"]
             self.similarity.add_pairs(*targets, self._moments(sums))
         if phase.moments:
-            self.similarity.add_moments(under("moments", sums), restart=phase.features)
+            self.similarity.add_moments(under("moments", sums), restart=phase.restart)
         if phase.features:
             update_descriptions(self, under("features", sums))
         self.rounds += 1
@@ -148,6 +149,7 @@ class JDSH(HashMethod):
         before_thresholds = self.config.feature_rounds + self.config.moment_rounds
         return Phase(
             features=done < self.config.feature_rounds,
+            restart=done <= self.config.feature_rounds,
             moments=done < before_thresholds,
             thresholds=before_thresholds <= done < self.statistics_rounds,
         )

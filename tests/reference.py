@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +74,75 @@ def plan_night(
             (reuse if known else encode).append((file.path, side, code))
     now = [file.path for file in files]
     return encode, reuse, sorted({row["path"] for row in parent if row["path"] not in now})
+
+
+def jdsh_similarity(
+    image: np.ndarray,
+    text: np.ndarray,
+    population: tuple[np.ndarray, np.ndarray],
+    *,
+    form: str,
+    weights: tuple,
+) -> np.ndarray:
+    """Return JDSH's (N, N) joint similarity, before DSDW, of rows of unit features.
+
+    Args:
+        population: image and text features of the rows over which rows of S^I and S^T run.
+        form: released (2cos-1, then fuse), fused (fuse, then 2x-1) or centred (no map).
+        weights: alpha, beta, lambda.
+    """
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    def side(features: np.ndarray, others: np.ndarray) -> np.ndarray:
+        cosines = np.array([[cosine(a, b) for b in others] for a in features])
+        return 2 * cosines - 1 if form == "released" else cosines
+
+    own_image, own_text = side(image, image), side(text, text)
+    long_image, long_text = side(image, population[0]), side(text, population[1])
+    cross = np.array([[cosine(a, b) for b in long_text] for a in long_image])
+    fused = weights[0] * own_image + weights[1] * own_text + weights[2] * (cross + cross.T) / 2
+    return 2 * fused - 1 if form == "fused" else fused
+
+
+def jdsh_target(fused: np.ndarray, thresholds: tuple, gains: tuple, scale: float) -> np.ndarray:
+    """Return JDSH's target: confident similarities amplified (DSDW), everything scaled.
+
+    Args:
+        thresholds: left, right, lowest, highest; beyond the last two an amplification grows no more.
+        gains: L1 (dissimilar) and L2 (similar).
+    """
+    left, right, lowest, highest = thresholds
+    target = np.empty_like(fused)
+    for index, value in np.ndenumerate(fused):
+        gain = 1.0
+        if value < left:
+            gain = 1 + gains[0] * min(1.0, np.exp(-(value - lowest)))
+        elif value > right:
+            gain = 1 + gains[1] * min(1.0, np.exp(value - highest))
+        target[index] = scale * gain * value
+    return target
+
+
+def jdsh_terms(
+    image: Any, text: Any, target: np.ndarray, classes: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return JDSH's unweighted terms from (N, L) torch codes, as means over all pairs of different rows.
+
+    Args:
+        classes: (N, N) number of each pair's class; None: one class of all pairs.
+    """
+    image = [row / row.norm() for row in image]
+    text = [row / row.norm() for row in text]
+    rows = range(len(image))
+    classes = np.zeros(target.shape, int) if classes is None else classes
+    terms = {}
+    for name, a, b in (("image_image", image, image), ("text_text", text, text), ("image_text", image, text)):
+        for kind in sorted(set(classes.ravel())):
+            pairs = [(i, j) for i in rows for j in rows if i != j and classes[i, j] == kind]
+            errors = sum((a[i] @ b[j] - target[i, j]) ** 2 for i, j in pairs)
+            terms[name, int(kind)] = errors / max(len(pairs), 1)
+    terms["paired"] = sum((image[i] @ text[i] - target[i, i]) ** 2 for i in rows) / len(image)
+    terms["coherence"] = -sum(image[i] @ text[i] for i in rows) / len(image)
+    return terms
