@@ -1,0 +1,117 @@
+"""Upkeep of a store: re-hash everything a release names, and say what is wrong. Nothing is repaired here."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.releases.addresses import code_path, model_path, part_keys_path, part_path, rejects_path
+from pipeline.releases.manifest import ManifestError, ReleaseManifest, read_release, read_table
+from pipeline.releases.storage import Storage
+
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a release names, as it says the file is."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification read, and every fault it found, each in one line that names the file."""
+
+    files: int
+    size: int
+    faults: tuple[str, ...]
+
+
+def verify(storage: Storage, digest: str, *, threads: int = 8) -> Verdict:
+    """Read every file of a release in full and compare it with what the release says.
+
+    Faults of one file do not hide those of another; only where a table of the release is itself damaged
+    there is nothing further to compare.
+    """
+    try:
+        manifest = read_release(storage, digest)
+        tables = {name: read_table(storage, manifest, name) for name in ("units", "parts", "rejects")}
+    except ManifestError as error:
+        return Verdict(0, 0, (str(error),))
+    files = sorted(set(named_files(tables)), key=lambda file: file.path)
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda file: _fault(storage, file), files)
+        faults = [fault for fault in found if fault]
+    faults += _rows_faults(tables)
+    if not storage.list(model_path(manifest.recipe.model)):
+        faults.append(f"{storage.where(model_path(manifest.recipe.model))} is missing: the release's model")
+    return Verdict(len(files), sum(file.size for file in files), tuple(faults))
+
+
+def named_files(tables: dict[str, pa.Table]) -> Iterator[NamedFile]:
+    """Yield every code file, rejects file and part that the tables of a release name."""
+    for row in tables["units"].to_pylist():
+        yield NamedFile(code_path(row["code"]), row["code_sha256"], row["code_bytes"])
+    for row in tables["rejects"].to_pylist():
+        yield NamedFile(rejects_path(row["rejects"]), row["sha256"], row["bytes"])
+    for row in tables["parts"].to_pylist():
+        yield NamedFile(part_path(row["part"]), row["index_sha256"], row["index_bytes"])
+        yield NamedFile(part_keys_path(row["part"]), row["keys_sha256"], row["keys_bytes"])
+
+
+def stored_releases(storage: Storage) -> dict[str, ReleaseManifest | ManifestError]:
+    """Return every release that the store keeps, published or not; a damaged one as its error."""
+    releases: dict[str, ReleaseManifest | ManifestError] = {}
+    for path in storage.list("releases"):
+        digest = path.removeprefix("releases/").removesuffix(".json")
+        try:
+            releases[digest] = read_release(storage, digest)
+        except ManifestError as error:
+            releases[digest] = error
+    return releases
+
+
+def _fault(storage: Storage, file: NamedFile) -> str:
+    """Say what is wrong with a file, '' if nothing is."""
+    where = storage.where(file.path)
+    try:
+        size, found = _hash(storage, file.path)
+    except FileNotFoundError:
+        return f"{where} is missing"
+    except OSError as error:
+        return f"{where} cannot be read: {error}"
+    if size != file.size:
+        return f"{where} has {size} bytes, the release names {file.size}"
+    return (
+        "" if found == file.sha256 else f"{where} is damaged: sha256 {found}, the release names {file.sha256}"
+    )
+
+
+def _hash(storage: Storage, path: str) -> tuple[int, str]:
+    """Return bytes and SHA-256 of a file that may be larger than memory."""
+    filesystem, root = storage.filesystem()
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_file(f"{root}/{path}") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _rows_faults(tables: dict[str, pa.Table]) -> list[str]:
+    """Compare the rows of the parts with the encoded rows of the units, side by side."""
+    faults = []
+    for side in sorted(set(tables["units"]["side"].to_pylist())):
+        encoded, indexed = (
+            pc.sum(table.filter(pc.equal(table["side"], side))[column]).as_py() or 0
+            for table, column in ((tables["units"], "encoded"), (tables["parts"], "rows"))
+        )
+        if encoded != indexed:
+            faults.append(f"{side}: the units hold {encoded} codes, the parts {indexed}")
+    return faults

@@ -1,0 +1,65 @@
+"""`hashfleet releases`: what an operator sees of a store."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from pipeline.releases.addresses import code_path
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import create_store
+from pipeline.releases.storage import Storage
+from tests.releases.small import taken
+from tests.releases.test_upkeep import CODE, write_small_release
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A store with one published release, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    storage = Storage(tmp_path / "store")
+    create_store(storage)
+    log = Log(storage)
+    log.publish(taken(log.acquire("night", 60)), write_small_release(storage))
+    return storage
+
+
+def releases(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run the job; return exit code, result line and everything printed."""
+    code = main(["releases", *arguments, "--set", "store.uri=store"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out.splitlines()[-1]), captured.out + captured.err
+
+
+def test_list_and_show_name_the_current_release(store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    current = Log(store).current_release()
+    code, result, printed = releases(capsys, "list")
+    assert (code, result["outputs"]["release"]) == (0, current)
+    assert result["counts"] == {"entries": 2, "releases": 1}
+    assert f"{current}      1      1  current" in printed
+    code, result, printed = releases(capsys, "show")
+    assert (code, result["counts"]["encoded_image"]) == (0, 3)
+    assert '"code_length": 64' in printed
+
+
+def test_verify_ends_with_code_1_when_a_file_is_harmed(
+    store: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, _ = releases(capsys, "verify")
+    assert (code, result["status"], result["counts"]["faults"]) == (0, "done", 0)
+    store.write(code_path(CODE), b"other")
+    code, result, printed = releases(capsys, "verify", Log(store).current_release() or "")
+    assert (code, result["status"]) == (1, "failed")
+    assert f"{code_path(CODE)} has 5 bytes, the release names 5000" in printed
+
+
+def test_an_empty_folder_and_an_unpublished_channel_are_said(
+    store: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, _ = releases(capsys, "show", "--set", "store.channel=trial")
+    assert (code, "nothing is published in channel 'trial'" in result["error"]) == (1, True)
+    store.delete("store.json")
+    code, result, _ = releases(capsys, "list")
+    assert (code, "is no store" in result["error"]) == (1, True)
