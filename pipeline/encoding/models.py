@@ -12,7 +12,7 @@ import torch
 from cmh_models.artefact import artefact_digest, from_pretrained, tower_fingerprint
 from cmh_models.method import HashMethod
 from cmh_models.towers import GivenFeatures
-from pipeline.corpus.decode import DecodeLimits, InputRecipe
+from pipeline.corpus.recipe import DecodeLimits, InputRecipe
 from pipeline.corpus.schema import SIDES, Columns, Side
 from pipeline.releases.addresses import model_path
 from pipeline.releases.storage import Storage

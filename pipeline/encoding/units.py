@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.schema import Side
 from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.encoding.codefile import CodeFile, CodeFileRecipe, Ledger, make_code_file, read_ledger
-from pipeline.encoding.encoder import Receipt, Source, one_line
+from pipeline.encoding.decoding import Receipt, Source, one_line
 from pipeline.releases.addresses import code_path, rejects_path, sha256
 from pipeline.releases.storage import SourceFile, Storage
 

@@ -9,15 +9,10 @@ import pytest
 
 from cmh_models.method import HashMethod
 from pipeline.codes import pack
-from pipeline.corpus.decode import InputRecipe
+from pipeline.corpus.recipe import InputRecipe
 from pipeline.encoding.chunks import Chunk, plan_chunks
-from pipeline.encoding.encoder import (
-    EncodeChunk,
-    Source,
-    decode_chunk,
-    encode_side,
-    relaxed_codes,
-)
+from pipeline.encoding.decoding import Source, decode_chunk
+from pipeline.encoding.encoder import EncodeChunk, encode_side, relaxed_codes
 from pipeline.releases.storage import SourceFile, Storage
 from tests.encoding.sources import BAD_ROWS, FEATURES, good_rows, tiny_method, write_rows
 

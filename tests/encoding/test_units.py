@@ -7,10 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus.decode import InputRecipe
+from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import Columns, Side
 from pipeline.encoding.codefile import CodeFileRecipe, Ledger
-from pipeline.encoding.encoder import EncodeChunk, Receipt, Source, decode_chunk
+from pipeline.encoding.decoding import Receipt, Source, decode_chunk
+from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.units import UnitWork, find_codes, finish_unit, open_unit
 from pipeline.releases.addresses import code_path, rejects_path
 from pipeline.releases.storage import SourceFile, Storage
