@@ -70,13 +70,14 @@ class EncodeConfig(Section):
     precision: Literal["fp32"] = "fp32"
     tile: int = Field(64, ge=1)  # rows per forward pass, padded: a code never depends on its neighbours
     chunk_bytes: int = Field(64 << 20, ge=1 << 20)  # decoded bytes per chunk
-    units_in_flight: int = Field(64, ge=1)
+    units_in_flight: int = Field(4096, ge=1)  # handed to the cluster at once; the driver holds their receipts
     max_reject_fraction: float = Field(0.01, ge=0, le=1)
     max_refused_units: int = Field(0, ge=0)
 
 
 class EvaluateConfig(Section):
     baselines: bool = False  # random, untrained and CCA codes beside the model's
+    train: str | None = None  # where the baselines learn; None: the train rows of data.path
     allow_overlap: bool = False  # let a query stand in its own retrieval set
 
 

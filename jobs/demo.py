@@ -67,9 +67,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         published = nightly.run(night, args)
     with clock("second night"):
         nothing = nightly.run(night, args)
-    judged_by = settings(
-        folder, "scenes_jdsh_64", model, f"data.path={folder}/heldout", "evaluate.baselines=true"
-    )
+    held_out = (f"data.path={folder}/heldout", f"evaluate.train={folder}/corpus", "evaluate.baselines=true")
+    judged_by = settings(folder, "scenes_jdsh_64", model, *held_out)
     with clock("evaluate"):
         judged = evaluate.run(judged_by, args)
     with clock("search"):

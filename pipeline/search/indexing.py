@@ -8,7 +8,6 @@ code files: the same inputs give the same bytes. Nothing here reads or writes a 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import faiss
 import numpy as np
@@ -44,10 +43,6 @@ class IndexConfig(BaseModel):
             raise ValueError(f"must be one of {', '.join(RECIPES)} in this version")
         return recipe
 
-    def part_recipe(self) -> dict[str, Any]:
-        """Return what the bytes of a part depend on besides its code files: the rest of its address."""
-        return {"index": self.recipe, "keys_version": KEYS_VERSION}
-
 
 @dataclass(frozen=True)
 class PartFiles:
@@ -65,8 +60,7 @@ def plan_parts(units: Iterable[str], *, boundary: int) -> list[tuple[str, ...]]:
     that comes or goes changes at most two parts of the plan.
 
     Args:
-        units: distinct paths, in any order. A unit that has no row on a side stands in the plan of that
-            side all the same where its code file exists: the plan then needs no counts.
+        units: distinct paths, in any order: those with rows on the side that is planned.
         boundary: mean number of units in a part.
     Raises:
         ValueError: `boundary` is not positive, or a path appears twice.

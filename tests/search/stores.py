@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.releases.addresses import digest_bytes, part_address, part_keys_path, part_path, sha256
+from pipeline.releases.heads import Log
 from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ReleaseRecipe, create_store, write_release
 from pipeline.releases.storage import Storage
 from pipeline.search.indexing import build_part
@@ -47,7 +48,12 @@ def code_table(
 
 
 def write_store(
-    uri: str | Path, parts: Mapping[str, Sequence[Mapping[str, pa.Table]]], *, code_length: int
+    uri: str | Path,
+    parts: Mapping[str, Sequence[Mapping[str, pa.Table]]],
+    *,
+    code_length: int,
+    model: str = "0" * 32,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> str:
     """Write a release with the given parts (side -> parts -> unit -> code table) and return its digest."""
     storage = Storage(uri)
@@ -59,8 +65,8 @@ def write_store(
     ]
     recipe = ReleaseRecipe(
         code_length=code_length,
-        model="0" * 32,
-        fingerprints={side: f"tower of {side}" for side in parts},
+        model=model,
+        fingerprints=dict(fingerprints or {side: f"tower of {side}" for side in parts}),
         input_recipe="0" * 32,
     )
     tables = {
@@ -69,6 +75,15 @@ def write_store(
         "rejects": REJECTS.empty_table(),
     }
     return write_release(storage, recipe, tables=tables)
+
+
+def publish(uri: str | Path, digest: str) -> None:
+    """Make a release the current one of channel `main`."""
+    log = Log(Storage(uri))
+    lease = log.acquire("test", 60)
+    assert lease is not None
+    log.publish(lease, digest)
+    log.release(lease)
 
 
 def _write_part(

@@ -8,12 +8,11 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.releases.heads import Log
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
 from pipeline.search.retrieval import Release
 from tests import reference
-from tests.search.stores import code_table, sample_id, write_store
+from tests.search.stores import code_table, publish, sample_id, write_store
 
 KEYS = [f"k{row}" for row in range(60)]
 CODES = np.random.default_rng(1).integers(0, 256, (60, 2), dtype=np.uint8)
@@ -153,14 +152,6 @@ def test_a_head_that_names_a_missing_release_is_an_error_that_names_it(store: tu
     (store[0] / "releases" / f"{store[1]}.json").unlink()
     with pytest.raises(ManifestError, match=f"there is no release {store[1]} in this store"):
         Release.open(store[0])
-
-
-def publish(uri: Path, digest: str) -> None:
-    log = Log(Storage(uri))
-    lease = log.acquire("test", 60)
-    assert lease is not None
-    log.publish(lease, digest)
-    log.release(lease)
 
 
 def test_a_remote_part_is_downloaded_once_and_checked(s3_server: str, tmp_path: Path) -> None:
