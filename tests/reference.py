@@ -146,3 +146,28 @@ def jdsh_terms(
     terms["paired"] = sum((image[i] @ text[i] - target[i, i]) ** 2 for i in rows) / len(image)
     terms["coherence"] = -sum(image[i] @ text[i] for i in rows) / len(image)
     return terms
+
+
+def picture_descriptor(pixels: np.ndarray) -> list[float]:
+    """Return the descriptor of one (S, S, 3) picture, pixel by pixel: colour grid, directions, colours."""
+    size = len(pixels)
+    inner = size - 2
+    values = pixels.astype(int)
+    sums, counts = np.zeros((6, 6, 3)), np.zeros((6, 6, 1))
+    directions, colours = np.zeros((4, 4, 8)), np.zeros(64)
+    for y in range(size):
+        for x in range(size):
+            cell = y * 6 // size, x * 6 // size
+            sums[cell] += values[y, x] / 255
+            counts[cell] += 1
+            red, green, blue = values[y, x] // 64
+            colours[16 * red + 4 * green + blue] += 1
+    grey = values.sum(axis=2)
+    for y in range(inner):
+        for x in range(inner):
+            dx = grey[y + 1, x + 2] - grey[y + 1, x]
+            dy = grey[y + 2, x + 1] - grey[y, x + 1]
+            octant = 4 * (dx > 0) + 2 * (dy > 0) + (abs(dx) > abs(dy))
+            directions[y * 4 // inner, x * 4 // inner, octant] += round(np.sqrt(dx**2 + dy**2))
+    directions /= 765 * inner**2 / 16
+    return [*(sums / counts).ravel(), *np.sqrt(directions).ravel(), *np.sqrt(colours / size**2)]

@@ -1,0 +1,42 @@
+"""The picture descriptor against a pixel-by-pixel oracle."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_models.descriptor import WIDTH, describe_pixels
+from tests import reference
+
+
+def draw(rows: int, size: int, seed: int = 0) -> torch.Tensor:
+    coarse = np.random.default_rng(seed).integers(0, 256, (rows, -(-size // 4), -(-size // 4), 3))
+    pixels = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :size, :size]
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [8, 11, 16, 25])
+def test_the_descriptor_is_that_of_the_oracle(size: int) -> None:
+    pixels = draw(2, size)
+    described = describe_pixels(pixels)
+    assert described.shape == (2, WIDTH)
+    for row, picture in zip(described, pixels.numpy(), strict=True):
+        assert np.allclose(row.numpy(), reference.picture_descriptor(picture), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_is_described_alike_in_any_batch() -> None:
+    pixels = draw(40, 32)
+    whole = describe_pixels(pixels)
+    for start, stop in ((0, 1), (7, 20), (39, 40)):
+        assert torch.equal(describe_pixels(pixels[start:stop]), whole[start:stop])
+
+
+def test_half_precision_training_does_not_change_a_description() -> None:
+    pixels = draw(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(describe_pixels(pixels), describe_pixels(pixels.clone()))
+        under = describe_pixels(pixels)
+    assert torch.equal(under, describe_pixels(pixels))
+
+
+def test_a_black_picture_is_described_without_nan() -> None:
+    assert describe_pixels(torch.zeros(1, 16, 16, 3, dtype=torch.uint8)).isfinite().all()

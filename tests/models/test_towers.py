@@ -1,0 +1,81 @@
+"""Towers: what they take, what they refuse, and that a row's code is its own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_models import build_method
+from cmh_models.method import HashMethod
+
+
+def built(image: dict[str, Any], text: dict[str, Any] | None = None) -> HashMethod:
+    torch.manual_seed(0)
+    return build_method(
+        {"name": "jdsh", "code_length": 16}, {"image": image, "text": text or {"name": "bag"}}
+    )
+
+
+@pytest.mark.parametrize("name", ["descriptor", "cnn"])
+def test_the_code_of_a_picture_does_not_depend_on_its_neighbours(name: str) -> None:
+    method = built({"name": name, "image_size": 24}).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    inputs = method.collate("image", pixels)
+    codes = method.encode("image", inputs)
+    assert torch.allclose(method.encode("image", inputs[4:5])[0], codes[4], atol=1e-6)
+    assert torch.equal(method.encode("image", inputs.flip(0)).flip(0), codes)
+
+
+@pytest.mark.parametrize("name", ["descriptor", "cnn"])
+def test_a_picture_tower_learns_its_trained_part(name: str) -> None:
+    method = built({"name": name, "image_size": 16})
+    method.encode("image", method.collate("image", np.zeros((2, 16, 16, 3), np.uint8) + 90)).sum().backward()
+    gradients = [weight.grad for weight in method.image.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((2, 24, 25, 3), np.uint8),
+        np.zeros((2, 24, 24), np.uint8),
+        np.zeros((2, 24, 24, 3), np.float32),
+    ],
+)
+def test_pictures_of_another_shape_or_type_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be \(rows, 24, 24, 3\) uint8, got"):
+        built({"name": "descriptor", "image_size": 24}).collate("image", pixels)
+
+
+def test_features_of_another_width_are_refused() -> None:
+    method = built({"name": "features", "width": 5}, {"name": "features", "width": 4})
+    assert method.image_size is None
+    with pytest.raises(ValueError, match=r"shape \(rows, 5\), got \(2, 4\)"):
+        method.collate("image", np.zeros((2, 4)))
+
+
+def test_features_given_to_the_bag_tower_are_refused() -> None:
+    with pytest.raises(TypeError, match="takes texts"):
+        built({"name": "descriptor"}).collate("text", np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("towers", "message"),
+    [
+        ({"image": {"name": "resnet"}}, "'resnet'"),
+        ({"text": {"name": "descriptor"}}, "'descriptor'"),
+        ({"image": {"name": "cnn", "depth": 3}}, "depth"),
+        ({"sound": {}}, "sound"),
+    ],
+)
+def test_unknown_towers_and_options_are_refused(towers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method({"name": "jdsh"}, towers)
+
+
+def test_the_description_of_a_text_counts_its_words() -> None:
+    method = built({"name": "descriptor"}, {"name": "bag", "word_buckets": 64})
+    described = method.text.describe(method.collate("text", ["boat boat boat fish"]))
+    assert described.shape == (1, 64)
+    assert sorted(described[described > 0].tolist()) == pytest.approx([1, 1 + np.log(3)])
