@@ -26,8 +26,8 @@ from pipeline.releases.manifest import (
     read_table,
 )
 from pipeline.releases.storage import Storage
-from pipeline.search.nearest import nearest
 from pipeline.search.parts import Part, cache_folder, open_part
+from pipeline.search.scan import nearest
 
 Direction = Literal["T2I", "I2T"]
 DIRECTIONS: dict[str, str] = {"T2I": "image", "I2T": "text"}

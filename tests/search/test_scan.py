@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.search.indexing import build_part
-from pipeline.search.nearest import nearest
 from pipeline.search.parts import Part
+from pipeline.search.scan import nearest
 from tests import reference
 from tests.search.stores import code_table, sample_id
 
@@ -99,7 +99,7 @@ def test_threads_and_query_blocks_change_nothing(threads: int, monkeypatch: pyte
     faiss.omp_set_num_threads(threads)
     try:
         whole = answers(parts, query, 9)
-        monkeypatch.setattr("pipeline.search.nearest._CANDIDATES", 200)
+        monkeypatch.setattr("pipeline.search.scan._CANDIDATES", 200)
         assert answers(parts, query, 9) == whole == reference.search(query, codes, ids=ids, keys=keys, k=9)
     finally:
         faiss.omp_set_num_threads(before)
