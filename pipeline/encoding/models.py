@@ -28,7 +28,7 @@ class ModelFacts:
 
     digest: str
     code_length: int
-    fingerprints: dict[Side, str]
+    fingerprints: dict[str, str]  # by side
     recipe: InputRecipe
 
 

@@ -1,0 +1,51 @@
+"""Build the index parts that the codes of the present source need and the store lacks.
+
+A part is named by the code files it holds, so one that stands is never built again. Nothing is encoded:
+units without codes are an error. Nothing is published; `hashfleet nightly` does.
+
+example:
+  hashfleet build_index --config jobs/configs/scenes_nightly.yaml --set encode.model=runs/scenes_jdsh_64/model
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import evaluate` would find ours
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from jobs.cli import main
+
+    sys.exit(main(["build_index", *sys.argv[1:]]))
+
+import argparse
+
+from jobs.command import Result
+from jobs.config import Config
+from jobs.night import next_tables, open_night, plan, read_parent
+from jobs.stages import build_parts, count_parts, find_code_files
+from pipeline.encoding.outcome import Outcome
+from pipeline.releases.heads import Log
+
+WRITES = True
+
+
+def run(config: Config, args: argparse.Namespace) -> Result:
+    """Build what is missing.
+
+    Raises:
+        RuntimeError: a unit has no codes yet.
+    """
+    night = open_night(config, args)
+    parent = read_parent(night, Log(night.store, config.store.channel).current_release())
+    wanted = plan(night, parent)
+    found = find_code_files(night, wanted)
+    missing = [row["path"] for row in wanted.encode.to_pylist() if row["code"] not in found]
+    if missing:
+        raise RuntimeError(
+            f"{len(missing)} code file(s) are missing, first of {missing[0]}; run `hashfleet encode` first"
+        )
+    units = next_tables(night, wanted, Outcome(found=found), parent)["units"]
+    if args.dry_run:
+        counts = count_parts(night, units, parent.parts)
+    else:
+        _, counts = build_parts(night, units, parent.parts)
+    return Result(outputs={"store": night.store.uri}, counts=counts)

@@ -1,0 +1,57 @@
+"""Re-encode what has changed: make the packed codes of every unit and side that the store lacks.
+
+A code file is named by all it depends on (source file, tower, decoding), so what stands is never made
+again, and a run that was ended goes on where it stopped. Nothing is published; `hashfleet nightly` does.
+
+example:
+  hashfleet encode --config jobs/configs/scenes_nightly.yaml --set encode.model=runs/scenes_jdsh_64/model
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import evaluate` would find ours
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from jobs.cli import main
+
+    sys.exit(main(["encode", *sys.argv[1:]]))
+
+import argparse
+import logging
+
+from jobs.command import Result
+from jobs.config import Config
+from jobs.night import add_limits, next_tables, open_night, plan, print_plan, read_parent
+from jobs.stages import encode_units
+from pipeline.encoding.outcome import Outcome, check_limits, count_rows
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import create_store
+
+WRITES = True
+
+log = logging.getLogger(__name__)
+add_arguments = add_limits
+
+
+def run(config: Config, args: argparse.Namespace) -> Result:
+    """Encode what neither the current release nor the store holds."""
+    night = open_night(config, args)
+    parent = read_parent(night, Log(night.store, config.store.channel).current_release())
+    wanted = plan(night, parent)
+    print_plan(wanted)
+    outputs = {"store": night.store.uri, "model": night.facts.digest}
+    if args.dry_run:
+        return Result(outputs=outputs, counts=count_rows(Outcome(), wanted))
+    create_store(night.store)
+    outcome = encode_units(night, wanted)
+    counts = count_rows(outcome, wanted)
+    if not outcome.made and not outcome.refused:
+        log.info("nothing to encode: all %d units have their codes", counts["units_total"])
+    units = next_tables(night, wanted, outcome, parent)["units"]
+    check_limits(
+        outcome,
+        units,
+        max_reject_fraction=night.config.encode.max_reject_fraction,
+        max_refused_units=night.config.encode.max_refused_units,
+    )
+    return Result(outputs=outputs, counts=counts)

@@ -1,0 +1,203 @@
+"""What encode, build_index and nightly stand on: source, model and store, the plan, and the next release."""
+
+import argparse
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import Config
+from jobs.source import source_uri
+from pipeline.corpus.schema import SIDES
+from pipeline.encoding.decoding import Source
+from pipeline.encoding.models import ModelFacts, artefact, keep_model, read_facts
+from pipeline.encoding.outcome import Outcome, next_rejects, next_units
+from pipeline.releases.addresses import digest_json
+from pipeline.releases.heads import Lease, Log
+from pipeline.releases.manifest import (
+    PARTS,
+    REJECTS,
+    UNITS,
+    ReleaseManifest,
+    ReleaseRecipe,
+    read_release,
+    read_table,
+)
+from pipeline.releases.planning import Plan, plan_night
+from pipeline.releases.storage import Storage, list_source, source_root
+from pipeline.search.indexing import IndexConfig
+
+log = logging.getLogger(__name__)
+
+LINES = 20
+"""So much of a plan is printed line by line; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """The fixed frame of a run: nothing here changes while it works."""
+
+    config: Config
+    uri: str  # of the source
+    source: Source
+    store: Storage
+    facts: ModelFacts
+    index: IndexConfig
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """Digest of the input recipe, by side."""
+        return {side: self.facts.recipe.digest(side) for side in self.source.sides}
+
+    @property
+    def release_recipe(self) -> ReleaseRecipe:
+        """What the next release will say that its codes and parts were made with."""
+        return ReleaseRecipe(
+            code_length=self.facts.code_length,
+            model=self.facts.digest,
+            fingerprints=dict(self.facts.fingerprints),
+            input_recipe=digest_json(self.recipes),
+            index=self.index.model_dump(mode="json"),
+        )
+
+    def keep_model(self) -> None:
+        """Put the model into the store, from where every encoder loads it."""
+        with artefact(self.config.require("encode.model"), self.store) as folder:
+            keep_model(folder, self.store)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The current release, which the next one starts from; on the first night one without a row."""
+
+    digest: str | None = None
+    manifest: ReleaseManifest | None = None
+    units: pa.Table = field(default_factory=UNITS.empty_table)
+    parts: pa.Table = field(default_factory=PARTS.empty_table)
+    rejects: pa.Table = field(default_factory=REJECTS.empty_table)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Take the two limits of a night as arguments too; they stand for the settings of the same name."""
+    parser.add_argument("--max-reject-fraction", type=float, metavar="F", help="encode.max_reject_fraction")
+    parser.add_argument("--max-refused-units", type=int, metavar="N", help="encode.max_refused_units")
+
+
+def open_night(config: Config, args: argparse.Namespace) -> Night:
+    """Read the model and the settings; nothing of the source is read and nothing is written.
+
+    Raises:
+        ValueError: a setting is missing or does not fit, or there is no such model.
+    """
+    for name in ("max_reject_fraction", "max_refused_units"):
+        if (value := getattr(args, name, None)) is not None:
+            encode = type(config.encode).model_validate(config.encode.model_dump() | {name: value})
+            config = config.model_copy(update={"encode": encode})
+    store = Storage(config.require("store.uri"))
+    index = config.section("index", IndexConfig)
+    uri = source_uri(config)
+    with artefact(config.require("encode.model"), store) as folder:
+        facts = read_facts(
+            folder,
+            config.data.columns,
+            config.data.limits,
+            precision=config.encode.precision,
+            gpu=config.resources.gpu,
+        )
+    return Night(config, uri, Source(source_root(uri), facts.recipe, SIDES), store, facts, index)
+
+
+def read_parent(night: Night, digest: str | None) -> Parent:
+    """Read the current release of the channel."""
+    if digest is None:
+        return Parent()
+    manifest = read_release(night.store, digest)
+    tables = {name: read_table(night.store, manifest, name) for name in ("units", "parts", "rejects")}
+    return Parent(digest, manifest, **tables)
+
+
+def plan(night: Night, parent: Parent) -> Plan:
+    """List the source and compare it with the parent release.
+
+    Raises:
+        ValueError: the source holds no Parquet file.
+    """
+    files = list_source(night.uri)
+    if not files:
+        raise ValueError(f"{night.uri} holds no .parquet file: an empty corpus makes no release")
+    return plan_night(
+        files,
+        night.facts.fingerprints,
+        recipes=night.recipes,
+        parent_units=parent.units,
+    )
+
+
+def is_current(night: Night, plan: Plan, parent: Parent) -> bool:
+    """Tell whether the parent release is what this night would make."""
+    return (
+        parent.manifest is not None
+        and plan.nothing_to_do
+        and not pc.any(parent.units["stale"]).as_py()
+        and parent.manifest.recipe == night.release_recipe
+    )
+
+
+def print_plan(plan: Plan) -> None:
+    """Say what there is to do and why."""
+    rows = plan.encode.to_pylist()
+    for row in rows[:LINES]:
+        log.info("encode %-5s %s (%s, %d bytes)", row["side"], row["path"], row["reason"], row["size"])
+    if len(rows) > LINES:
+        log.info("... and %d more", len(rows) - LINES)
+    for path in plan.vanished[:LINES]:
+        log.info("drop         %s (no longer in the source)", path)
+    reasons = Counter(row["reason"] for row in rows)
+    size = sum({row["path"]: row["size"] for row in rows}.values())
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "nothing"
+    log.info("to encode: %s; %d bytes of source; %d units vanished", why, size, len(plan.vanished))
+
+
+def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> dict[str, pa.Table]:
+    """Return the tables `units` and `rejects` of the next release."""
+    recipe, earlier = night.release_recipe, parent.manifest.recipe if parent.manifest else None
+    usable = [
+        side
+        for side in SIDES
+        if earlier is not None
+        and earlier.code_length == recipe.code_length
+        and earlier.fingerprints.get(side) == recipe.fingerprints[side]
+    ]
+    same_towers = parent.units.filter(pc.is_in(parent.units["side"], value_set=pa.array(usable, pa.string())))
+    units = next_units(plan, outcome, same_towers)
+    return {"units": units, "rejects": next_rejects(units, outcome, parent.rejects)}
+
+
+@contextmanager
+def kept_alive(channel: Log, lease: Lease, seconds: float) -> Iterator[None]:
+    """Renew a lease while work goes on, and give it back at the end unless publishing has ended it."""
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(seconds / 3):
+            try:
+                channel.renew(lease, seconds)
+            except RuntimeError as error:  # over: publishing will find that too, and say it
+                log.warning("%s", error)
+                return
+            except OSError as error:
+                log.warning("the lease could not be renewed and is tried again: %s", error)
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        channel.release(lease)

@@ -1,0 +1,216 @@
+"""The two stages of a night that Ray runs: units to code files, and code files to index parts.
+
+One Ray Data row carries one chunk from plan to receipt; the driver sees receipts only and starts one task
+per complete unit, which writes its files. On CPUs a chunk is decoded and encoded in one process, so that no
+pixel crosses the object store; where the encoder has a GPU, decoding is a stage of its own. An actor or task
+that dies is tried again by Ray, and a repeated receipt changes nothing. Without work no Ray is started.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from cluster.resources import Request, wait_for
+from cluster.runtime import connect
+from jobs.night import Night
+from pipeline.corpus.schema import SchemaError
+from pipeline.encoding.codefile import CodeFileRecipe
+from pipeline.encoding.decoding import Receipt
+from pipeline.encoding.outcome import Outcome
+from pipeline.encoding.rows import EncodeRow, Row, chunk_row, decode_row, receipt_of
+from pipeline.encoding.units import StoredCodes, UnitReport, UnitWork, find_codes, finish_unit, open_unit
+from pipeline.releases.planning import Plan
+from pipeline.releases.storage import SourceFile
+from pipeline.search.building import make_part, parts_table, plan_release_parts, reuse_parts
+
+log = logging.getLogger(__name__)
+
+REQUESTS = 16
+"""Threads of the driver that wait for the storage while it looks at units."""
+MANY_ROWS = 4_000_000
+"""So many codes are indexed by tasks of the cluster; fewer are done before a cluster has started."""
+SECONDS_PER_LINE = 10.0
+
+
+def encode_units(night: Night, plan: Plan) -> Outcome:
+    """Make the code files that a plan wants and that do not stand in the store yet.
+
+    Raises:
+        SchemaError: no unit has the columns that are needed.
+        RuntimeError: a GPU is asked for and the cluster has none, or a ledger does not balance.
+    """
+    found, works = _look_at_units(night, plan)
+    refused = {work.unit.path: work.error for work in works if work.error}
+    _check_columns(works, refused)
+    made = []
+    for report in _encode(night, [work for work in works if not work.error]):
+        if report.error:
+            refused[report.unit.path] = report.error
+        else:
+            made.append(report)
+    for path, error in sorted(refused.items()):
+        log.warning("refused %s: %s", path, error)
+    return Outcome(tuple(sorted(made, key=lambda report: report.unit.path)), found, refused)
+
+
+def find_code_files(night: Night, plan: Plan) -> dict[str, StoredCodes]:
+    """Return the code files that a plan wants and that stand in the store already, by address."""
+    addresses = sorted(set(plan.encode["code"].to_pylist()))
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        codes = pool.map(lambda address: find_codes(address, night.store), addresses)
+        return {address: found for address, found in zip(addresses, codes, strict=True) if found is not None}
+
+
+def count_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> dict[str, int]:
+    """Count the parts that the next release shares with the one before it, and the others."""
+    rows, missing = reuse_parts(plan_release_parts(units, night.index), parent_parts)
+    return {"parts_built": len(missing), "parts_reused": len(rows)}
+
+
+def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Make the index parts of a release; return its table `parts`, and how many were built and reused.
+
+    Args:
+        units: table `units` of the release.
+        parent_parts: table `parts` of the release before it.
+    """
+    rows, missing = reuse_parts(plan_release_parts(units, night.index), parent_parts)
+    if len(missing) > 1 and sum(plan.rows for plan in missing) >= MANY_ROWS:
+        connect()
+        task = ray.remote(make_part)
+        made = ray.get([task.remote(plan, night.store, recipe=night.index.recipe) for plan in missing])
+    else:
+        made = [make_part(plan, night.store, recipe=night.index.recipe) for plan in missing]
+    return parts_table(rows + made), {"parts_built": len(made), "parts_reused": len(rows)}
+
+
+def _look_at_units(night: Night, plan: Plan) -> tuple[dict[str, StoredCodes], list[UnitWork]]:
+    """Find what stands in the store, and read the footers of the units that lack a code file."""
+    found = find_code_files(night, plan)
+    missing: dict[SourceFile, list[CodeFileRecipe]] = defaultdict(list)
+    for row in plan.encode.to_pylist():
+        if row["code"] not in found:
+            unit = SourceFile(row["path"], row["size"], row["token"])
+            missing[unit].append(
+                CodeFileRecipe(
+                    side=row["side"],
+                    address=row["code"],
+                    unit_token=row["unit"],
+                    fingerprint=night.facts.fingerprints[row["side"]],
+                    input_recipe=night.recipes[row["side"]],
+                    code_length=night.facts.code_length,
+                )
+            )
+
+    def look(item: tuple[SourceFile, list[CodeFileRecipe]]) -> UnitWork:
+        unit, files = item
+        return open_unit(unit, night.source, files=files, max_bytes=night.config.encode.chunk_bytes)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return found, list(pool.map(look, missing.items()))
+
+
+def _check_columns(works: Sequence[UnitWork], refused: Mapping[str, str]) -> None:
+    """Raise when not one unit has the columns: then the settings are wrong and not the units."""
+    name = SchemaError.__name__ + ": "
+    if works and len(refused) == len(works) and all(error.startswith(name) for error in refused.values()):
+        raise SchemaError(next(iter(refused.values())).removeprefix(name))
+
+
+def _encode(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
+    """Encode units and yield a report of each when its files are written."""
+    for work in works:
+        if not work.chunks:
+            yield finish_unit(work, [], source=night.source, store=night.store)
+    todo = [work for work in works if work.chunks]
+    if not todo:
+        return
+    progress = _Progress(todo)
+    night.keep_model()
+    connect()
+    at_once = night.config.encode.units_in_flight
+    for start in range(0, len(todo), at_once):
+        for report in _encode_some(night, todo[start : start + at_once]):
+            yield progress.saw(report)
+
+
+def _encode_some(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
+    """Encode units in one go: what the driver holds of them is bounded by their number."""
+    finish = ray.remote(num_cpus=0)(finish_unit)  # the encoders hold the CPUs until the last receipt
+    waiting = {work.unit.path: work for work in works}
+    receipts: dict[str, dict[int, Receipt]] = defaultdict(dict)
+    finishing: list[ray.ObjectRef] = []
+    for row in _receipts(night, works):
+        receipt = receipt_of(row)
+        path = receipt.chunk.unit.path
+        receipts[path][receipt.chunk.index] = receipt
+        if path in waiting and len(receipts[path]) == len(waiting[path].chunks):
+            work, complete = waiting.pop(path), list(receipts.pop(path).values())
+            finishing.append(finish.remote(work, complete, source=night.source, store=night.store))
+        yield from _done(finishing, night.config.resources.encoders)
+    yield from _done(finishing, 0)
+
+
+def _receipts(night: Night, works: Sequence[UnitWork]) -> Iterator[Row]:
+    """Run the chunks of units through decoder and encoder; receipts come in any order."""
+    config, source = night.config, night.source
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [chunk_row(chunk, work.sides) for work in works for chunk in work.chunks]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    settings: dict[str, Any] = {"tile": config.encode.tile, "gpu": config.resources.gpu}
+    if config.resources.gpu:
+        wait_for(Request(1, 1, gpu=True), seconds=config.resources.worker_timeout)
+        dataset = dataset.map(lambda row: decode_row(row, source), num_cpus=1)
+        resources = {"num_cpus": 1, "num_gpus": 1}
+    else:
+        settings["source"] = source
+        resources = {"num_cpus": 1}
+    encoders = min(config.resources.encoders, len(rows))
+    dataset = dataset.map(
+        EncodeRow,
+        fn_constructor_args=(night.facts.digest, night.store),
+        fn_constructor_kwargs=settings,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=encoders, initial_size=encoders),
+        **resources,
+    )
+    yield from dataset.iter_rows()
+
+
+def _done(finishing: list[ray.ObjectRef], limit: int) -> Iterator[UnitReport]:
+    """Take finished tasks off the list, and wait until no more than `limit` are left."""
+    while finishing:
+        wait = None if len(finishing) > limit else 0
+        ready, finishing[:] = ray.wait(finishing, num_returns=1, timeout=wait)
+        if not ready:
+            return
+        yield ray.get(ready[0])
+
+
+class _Progress:
+    """Says now and then how far the encoding has come, from units whose files are written."""
+
+    def __init__(self, works: Sequence[UnitWork]) -> None:
+        self.rows = {work.unit.path: work.rows for work in works}
+        self.total = sum(self.rows.values())
+        self.done = 0
+        self.started = self.spoken = time.monotonic()
+        log.info("encoding %d rows of %d units", self.total, len(works))
+
+    def saw(self, report: UnitReport) -> UnitReport:
+        """Count a unit and hand its report on."""
+        self.done += self.rows.pop(report.unit.path)
+        now = time.monotonic()
+        if now - self.spoken >= SECONDS_PER_LINE or not self.rows:
+            self.spoken = now
+            rate = self.done / (now - self.started)
+            log.info("encoded %d of %d rows, %.0f rows/s", self.done, self.total, rate)
+        return report
