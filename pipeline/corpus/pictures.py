@@ -57,15 +57,30 @@ def _to_square(picture: Image.Image, size: int, *, crop: bool) -> np.ndarray:
     width, height = picture.size
     if picture.format == "JPEG":
         picture.draft(None, (2 * size, 2 * size))  # None keeps the mode
+    (left, right), (top, bottom) = (
+        _span(width, height, size, crop=crop),
+        _span(height, width, size, crop=crop),
+    )
     # The box is in pixels of the full picture; a scaled decode divides it, exactly, by its factor.
-    left, top = ((width - height) / 2, 0.0) if width > height else (0.0, (height - width) / 2)
-    box = (left, top, width - left, height - top) if crop else (0.0, 0.0, float(width), float(height))
     factor = _draft_factor(width, picture.width)
-    box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+    box = (left / factor, top / factor, right / factor, bottom / factor)
     rgb = _to_rgb(picture)
     if rgb.size != (size, size) or box != (0, 0, size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(rgb)
+
+
+def _span(length: int, other: int, size: int, *, crop: bool) -> tuple[float, float]:
+    """Return from where to where one dimension is kept.
+
+    The crop is the one that follows from scaling the shorter side to `size` and cutting whole pixels off the
+    longer one, as torchvision and the towers trained with it do; half a pixel off would show.
+    """
+    if not crop or length <= other:
+        return 0.0, float(length)
+    scaled = int(size * length / other)
+    first = round((scaled - size) / 2)
+    return first * length / scaled, (first + size) * length / scaled
 
 
 def _draft_factor(full: int, decoded: int) -> int:

@@ -68,6 +68,16 @@ def test_crop_takes_the_central_square() -> None:
     assert (decode(saved(pixels), 20) == 0).any()
 
 
+@pytest.mark.parametrize("size", [(100, 75), (75, 100), (101, 75), (77, 301), (64, 64)])
+def test_crop_is_the_chain_that_scales_the_shorter_side_and_cuts_the_longer(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    scaled = tuple(int(16 * side / min(size)) for side in size)
+    left, top = (round((side - 16) / 2) for side in scaled)
+    chain = Image.fromarray(pixels).resize(scaled, Image.Resampling.BILINEAR)
+    wanted = np.asarray(chain.crop((left, top, left + 16, top + 16))).astype(int)
+    assert np.abs(decode(saved(pixels), crop=True) - wanted).mean() <= 0.05
+
+
 def test_transparent_pixels_are_white() -> None:
     clear = np.zeros((8, 8, 4), dtype=np.uint8)
     assert (decode(saved(clear), 8) == 255).all()
