@@ -1,5 +1,6 @@
 """Opening a release and searching it: what is answered, what is refused, and what is never imported."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,26 @@ def test_the_search_team_gets_neither_torch_nor_ray() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_base_and_faiss_alone_open_and_search_a_release(store: tuple[Path, str], tmp_path: Path) -> None:
+    """Installs from the package index that pip is configured for."""
+    root = Path(__file__).parents[2]
+    python = tmp_path / "fresh" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt"]
+    subprocess.run([*install, "-e", ".[cpu]"], cwd=root, check=True)
+    publish(store[0], store[1])
+    script = (
+        "import importlib.util, json, sys\n"
+        "import numpy as np\n"
+        "from pipeline.search.retrieval import Release\n"
+        "hits = Release.open(sys.argv[1]).search(np.array(json.loads(sys.argv[2]), np.uint8), k=7)\n"
+        "there = [name for name in ('torch', 'ray', 'deepspeed') if importlib.util.find_spec(name)]\n"
+        "print(json.dumps([hits.keys, there]))"
+    )
+    command = [python, "-I", "-c", script, store[0], json.dumps(QUERY.tolist())]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    keys = Release.open(store[0]).search(QUERY, k=7).keys
+    assert json.loads(result.stdout) == [keys, []]
