@@ -20,8 +20,11 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """One local Ray for all tests that need one. The CPUs are logical: more than a small machine has."""
+def ray_cluster(s3_server: str) -> Iterator[str]:  # noqa: F811
+    """One local Ray for all tests that need one. The CPUs are logical: more than a small machine has.
+
+    It starts after the S3 server: its workers inherit the environment in which that is found.
+    """
     import ray
 
     context = ray.init(
