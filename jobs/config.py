@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dir: str = "runs"  # local folder or URI; the run's outputs stand in <dir>/<name>
     seed: int = 0
     resume: bool = True  # go on from the newest complete checkpoint of the same name
@@ -44,14 +44,14 @@ class SplitConfig(Section):
     train: tuple[str, ...] = ("train",)
     query: tuple[str, ...] = ("query", "test")
     retrieval: tuple[str, ...] = ("train", "database", "retrieval")
-    validation: float = Field(0.0, ge=0, lt=1)  # share of train, drawn by key, kept out of training
+    validation: float = Field(default=0.0, ge=0, lt=1)  # share of train, drawn by key, kept out of training
 
 
 class ScenesConfig(Section):
     """The built-in corpus, drawn at `data.path` when nothing is there yet."""
 
-    rows: int = Field(8000, ge=1)
-    rows_per_file: int = Field(1000, ge=1)
+    rows: int = Field(default=8000, ge=1)
+    rows_per_file: int = Field(default=1000, ge=1)
     seed: int = 1
     split: str = "train"
 
@@ -62,17 +62,21 @@ class DataConfig(Section):
     columns: Columns = Columns()
     limits: DecodeLimits = DecodeLimits()
     split: SplitConfig = SplitConfig()
-    cache_bytes: int = Field(2 << 30, ge=0)  # decoded rows a training worker may keep in memory
+    cache_bytes: int = Field(default=2 << 30, ge=0)  # decoded rows a training worker may keep in memory
 
 
 class EncodeConfig(Section):
     model: str | None = None  # artefact folder, or the digest of one in the store
     precision: Literal["fp32"] = "fp32"
-    tile: int = Field(64, ge=1)  # rows per forward pass, padded: a code never depends on its neighbours
-    chunk_bytes: int = Field(64 << 20, ge=1 << 20)  # decoded bytes per chunk
-    units_in_flight: int = Field(4096, ge=1)  # handed to the cluster at once; the driver holds their receipts
-    max_reject_fraction: float = Field(0.01, ge=0, le=1)
-    max_refused_units: int = Field(0, ge=0)
+    tile: int = Field(
+        default=64, ge=1
+    )  # rows per forward pass, padded: a code never depends on its neighbours
+    chunk_bytes: int = Field(default=64 << 20, ge=1 << 20)  # decoded bytes per chunk
+    units_in_flight: int = Field(
+        default=4096, ge=1
+    )  # handed to the cluster at once; the driver holds their receipts
+    max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_refused_units: int = Field(default=0, ge=0)
 
 
 class EvaluateConfig(Section):
@@ -83,16 +87,16 @@ class EvaluateConfig(Section):
 
 class StoreConfig(Section):
     uri: str | None = None
-    channel: str = Field("main", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    lease_seconds: int = Field(900, ge=1)
+    channel: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    lease_seconds: int = Field(default=900, ge=1)
 
 
 class ResourcesConfig(Section):
-    workers: int = Field(1, ge=0)  # training ranks; 0 trains in this process, without Ray
+    workers: int = Field(default=1, ge=0)  # training ranks; 0 trains in this process, without Ray
     gpu: bool = False
-    cpus_per_worker: float = Field(1, gt=0)
-    encoders: int = Field(2, ge=1)  # actors that hold a copy of the model
-    worker_timeout: int = Field(600, ge=1)  # seconds to wait for a cluster that cannot give them
+    cpus_per_worker: float = Field(default=1, gt=0)
+    encoders: int = Field(default=2, ge=1)  # actors that hold a copy of the model
+    worker_timeout: int = Field(default=600, ge=1)  # seconds to wait for a cluster that cannot give them
 
 
 class Config(Section):
