@@ -11,7 +11,7 @@ import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.corpus.cache import Arrays, RowCache
 from pipeline.corpus.decode import InputRecipe, Pairs, decode_pairs
 from pipeline.corpus.listing import Listing, TrainChunk
 from pipeline.corpus.plan import EpochPlan
+from pipeline.corpus.schema import ColumnMap
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,17 @@ class PieceReader:
 
     def _read(self, chunk: TrainChunk) -> pa.Table:
         with self.filesystem.open_input_file(chunk.path) as file:
-            names = chunk.columns.names(extras=self.classes > 0)
+            columns = self._columns(chunk)
+            names = [*columns.names(), *([columns.labels] if columns.labels else [])]
             table = pq.ParquetFile(file).read_row_group(chunk.row_group, columns=names)
         table = table.slice(chunk.start, chunk.stop - chunk.start)
         return table if chunk.kept is None else table.take(chunk.kept)
 
     def _decode(self, table: pa.Table, chunk: TrainChunk) -> Pairs:
-        return decode_pairs(table, chunk.columns, self.recipe)
+        return decode_pairs(table, self._columns(chunk), self.recipe)
+
+    def _columns(self, chunk: TrainChunk) -> ColumnMap:
+        return chunk.columns if self.classes else replace(chunk.columns, labels=None)
 
     def _next_good(self, table: pa.Table, row: int, chunk: TrainChunk) -> Pairs:
         for step in range(1, table.num_rows):
@@ -134,7 +139,7 @@ class DecodeWithRay:
         if sum(len(piece.rows) for piece in pieces) <= FEW_ROWS:
             yield from decode_here(reader, pieces)
             return
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised here anyway
         items = [{"piece": pickle.dumps(piece)} for piece in pieces]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             lambda item: {"decoded": pickle.dumps(reader(pickle.loads(item["piece"])))},

@@ -6,14 +6,20 @@ when every listed file is there. DeepSpeed's files hold pickles: read a checkpoi
 storage only, never from a stranger.
 """
 
+import contextlib
 import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.learning.engine import Engine
 from pipeline.learning.gather import gather_objects, rank, world_size
+from pipeline.releases.storage import Storage
 
+log = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
 FORMAT = 1
 
@@ -26,11 +32,19 @@ class Position:
     step: int = 0
 
 
-def save_checkpoint(engine: Engine, folder: Path, position: Position, facts: dict[str, Any]) -> None:
+def save_checkpoint(
+    engine: Engine,
+    folder: Path,
+    position: Position,
+    *,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
     """Write this rank's share into an empty folder; called by all ranks.
 
     Args:
         facts: what a run that resumes from here must have in common with this one.
+        metrics: what was measured at this position.
     """
     engine.save(folder)
     mine = {
@@ -44,7 +58,8 @@ def save_checkpoint(engine: Engine, folder: Path, position: Position, facts: dic
             "format": FORMAT,
             **asdict(position),
             "world_size": world_size(),
-            "facts": facts,
+            "facts": dict(facts),
+            "metrics": dict(metrics),
             "files": {name: size for share in shares for name, size in share.items()},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1))
@@ -74,7 +89,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load_checkpoint(engine: Engine, folder: Path, facts: dict[str, Any]) -> Position:
+def load_checkpoint(engine: Engine, folder: Path, facts: Mapping[str, Any]) -> Position:
     """Read a complete checkpoint back into the engine and return where it stood.
 
     Raises:
@@ -82,16 +97,55 @@ def load_checkpoint(engine: Engine, folder: Path, facts: dict[str, Any]) -> Posi
         ValueError: it belongs to another run: says what differs.
     """
     index = read_index(folder)
-    mine = json.loads(json.dumps({"world_size": world_size(), **facts}))
-    theirs = {"world_size": index["world_size"], **index["facts"]}
+    mine, theirs = json.loads(json.dumps(dict(facts))), index["facts"]
     different = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
     if different:
         told = "; ".join(f"{name} was {theirs.get(name)}, is {mine.get(name)}" for name in different)
         raise ValueError(
-            f"cannot resume from {folder}: {told}; keep these settings, or give the run another name"
+            f"cannot go on from the checkpoint of this run: {told}; keep the old settings, or choose another "
+            "run.name"
         )
     engine.load(folder)
     return Position(index["epoch"], index["step"])
+
+
+class CheckpointStore:
+    """The checkpoints of a run in one process: the last few, newest first, local or on object storage."""
+
+    device = "cpu"
+
+    def __init__(self, storage: Storage, path: str, *, keep: int = 2) -> None:
+        self._storage, self._path, self._keep = storage, path, keep
+
+    @contextlib.contextmanager
+    def newest_checkpoint(self) -> Iterator[Path | None]:
+        """Give the newest complete checkpoint as a folder, or None; one cut short is passed over."""
+        with tempfile.TemporaryDirectory() as temporary:
+            for name in reversed(self._names()):
+                folder = Path(temporary) / name
+                self._storage.download_folder(f"{self._path}/{name}", folder)
+                try:
+                    read_index(folder)
+                except OSError as error:
+                    log.warning("%s", error)
+                    continue
+                yield folder
+                return
+            yield None
+
+    def report(self, metrics: Mapping[str, float], folder: Path | None) -> None:
+        """Keep a checkpoint, and drop those that are too old."""
+        if folder is None:
+            return
+        index = read_index(folder)
+        self._storage.upload_folder(folder, f"{self._path}/step-{index['step']:012d}")
+        for name in self._names()[: -self._keep]:
+            for file in self._storage.list(f"{self._path}/{name}"):
+                self._storage.delete(file)
+
+    def _names(self) -> list[str]:
+        prefix = f"{self._path}/"
+        return sorted({file.removeprefix(prefix).split("/")[0] for file in self._storage.list(self._path)})
 
 
 def _is_whole(file: Path, size: int) -> bool:

@@ -66,7 +66,7 @@ class Hooks:
 
     log: Callable[[int, Mapping[str, float]], None] = _nothing  # (step, scalars), every `log_every` steps
     validate: Callable[[HashMethod], dict[str, float]] | None = None
-    report: Callable[[dict[str, float], Path | None], None] = _nothing  # (metrics, this rank's checkpoint)
+    report: Callable[[Mapping[str, float], Path | None], None] = _nothing  # (metrics, this rank's checkpoint)
     facts: Mapping[str, Any] = field(default_factory=dict)  # kept in checkpoints: what a resume must share
 
 
@@ -78,7 +78,7 @@ class FitResult:
     """How a run ended."""
 
     position: Position
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # at the end of the last epoch; empty when there was nothing left to train
     losses: list[float]  # of every step of this call
 
 
@@ -107,6 +107,7 @@ def fit(
         collect_statistics(engine, batches, config.statistics_steps, total_steps)
     monitor = Monitor(method.code_length, config.global_batch_size)
     losses: list[float] = []
+    metrics: dict[str, float] = {}
 
     for epoch in range(start.epoch, config.epochs):
         first_step = step - epoch * batches.steps_per_epoch
@@ -142,10 +143,10 @@ def fit(
             hooks.report(metrics, None)
             continue
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-            save_checkpoint(engine, Path(folder), position, dict(hooks.facts))
+            save_checkpoint(engine, Path(folder), position, facts=hooks.facts, metrics=metrics)
             hooks.report(metrics, Path(folder))
 
-    return FitResult(Position(config.epochs, step), monitor.latest, losses)
+    return FitResult(Position(config.epochs, step), metrics, losses)
 
 
 def collect_statistics(engine: Engine, batches: Batches, steps: int | None, total_steps: int) -> None:

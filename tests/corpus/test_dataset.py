@@ -56,7 +56,8 @@ def corpus(tmp_path: Path) -> Path:
 def listed(folder: Path, **options: Any) -> Listing:
     paths = [str(file) for file in sorted(folder.glob("*.parquet"))]
     selection = Selection(options.pop("splits", ("train",)), options.pop("held_out", 0.0))
-    return list_pairs(paths, FILES, columns=Columns(), selection=selection, labels=True, **options)
+    labels = options.pop("labels", True)
+    return list_pairs(paths, FILES, columns=Columns(), selection=selection, labels=labels, **options)
 
 
 def feed(listing: Listing, **options: Any) -> Feed:
@@ -85,6 +86,12 @@ def test_the_feed_yields_the_rows_of_the_plan_decoded(corpus: Path) -> None:
     ):
         assert (value == (n, 255 - n, n // 2)).all() and text == f"text {n}"
         assert np.flatnonzero(labels).tolist() == sorted({n % 3, 4})
+
+
+def test_labels_are_left_out_unless_asked_for(corpus: Path) -> None:
+    assert all(
+        set(batch) == {"key", "image", "text"} for batch in feed(listed(corpus, labels=False)).epoch(0)
+    )
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 40 * 300, 1 << 20])

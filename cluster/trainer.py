@@ -1,0 +1,111 @@
+"""Ranks on a Ray cluster, by Ray Train V2: start them, restart them, keep their checkpoints."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """How many ranks, with what, and where their checkpoints go: same name and storage resume a run."""
+
+    workers: int
+    cpus: float
+    gpu: bool
+    name: str
+    storage_path: str
+    filesystem: pyarrow.fs.FileSystem
+    private: bool = False  # the cluster ends with this process
+    max_failures: int = 2
+    keep_checkpoints: int = 2
+
+
+def run_ranks(
+    worker: Callable[[dict[str, Any]], Any], argument: dict[str, Any], settings: RankSettings
+) -> Any:
+    """Run a worker function on every rank and return what rank 0 returned.
+
+    A rank that dies takes its group with it; the group starts again from the newest checkpoint.
+
+    Raises:
+        RuntimeError: it failed too often; says what the worker said last.
+    """
+    resources = {"CPU": settings.cpus} | ({"GPU": 1.0} if settings.gpu else {})
+    trainer = (_PrivateTrainer if settings.private else TorchTrainer)(
+        worker,
+        train_loop_config=argument,
+        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers, use_gpu=settings.gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=settings.name,
+            storage_path=settings.storage_path,
+            storage_filesystem=settings.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise RuntimeError(_last_words(error)) from error
+
+
+class _PrivateTrainer(TorchTrainer):
+    """Without the watcher over a controller's remains, which a private cluster takes with it.
+
+    The watcher asks the dashboard, which a private cluster does not run, and fills the log with tracebacks.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if "PlacementGroupCleaner" not in type(callback).__name__]
+
+
+class RayRank:
+    """What a rank of `run_ranks` may ask of its surroundings."""
+
+    @property
+    def device(self) -> str:
+        """The device of this rank."""
+        import ray.train.torch
+
+        return str(ray.train.torch.get_device())
+
+    @contextlib.contextmanager
+    def newest_checkpoint(self) -> Iterator[Path | None]:
+        """Give the newest checkpoint of the run as a folder, brought here if it is elsewhere."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, metrics: Mapping[str, float], folder: Path | None) -> None:
+        """Report this rank's share of a checkpoint, and metrics with it; the shares of all ranks are merged.
+
+        Without a checkpoint nothing is reported: every report holds all ranks up.
+        """
+        if folder is None:
+            return
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
+        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _last_words(error: TrainingFailedError) -> str:
+    """Return the last line of the first rank's own error: its traceback is in the log."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return " ".join(str(error).split())
+    rank, failure = min(error.worker_failures.items())
+    return f"rank {rank}: {' '.join(str(failure).split()) or type(failure).__name__}"

@@ -1,0 +1,167 @@
+"""Train a hash network on image-text pairs, on as many ranks as `resources.workers` says.
+
+The model is written to <run.dir>/<run.name>/model. The same run.name goes on from its newest checkpoint;
+with resources.workers=0 training runs in this process, without Ray and DeepSpeed.
+
+examples:
+  hashfleet train --config jobs/configs/scenes_jdsh_64.yaml --set train.epochs=5
+  ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/scenes_jdsh_64.yaml
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import evaluate` would find ours
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from jobs.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from jobs.command import Result
+from jobs.config import Config
+from jobs.training_run import TrainingRun, keep_model, plan_run
+from pipeline.corpus.dataset import Decode, DecodeWithRay, Feed, FeedConfig, PieceReader, decode_here
+from pipeline.learning.checkpoint import CheckpointStore, load_checkpoint, read_index
+from pipeline.learning.engine import make_engine
+from pipeline.learning.gather import rank, world_size
+from pipeline.learning.journal import Bar, Journal
+from pipeline.learning.training import START, Hooks, fit
+
+WRITES = True
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a rank asks of the place where it runs."""
+
+    device: str
+    newest_checkpoint: Callable[[], AbstractContextManager[Path | None]]
+    report: Callable[[Mapping[str, float], Path | None], None]
+    decode: Decode
+    bar: Bar | None  # None: JSON lines
+
+
+def run(config: Config, args: argparse.Namespace) -> Result:
+    """Plan the run, train on its ranks, and say where the model is."""
+    if args.dry_run and config.data.scenes and not Path(config.require("data.path")).exists():
+        log.info("would draw the built-in corpus into %s and train on it", config.data.path)
+        return Result()
+    plan = plan_run(config)
+    model = plan.storage.where(plan.model)
+    steps = plan.listing.rows // plan.train.global_batch_size
+    log.info("%d pairs, %d steps an epoch, %d epochs", plan.listing.rows, steps, plan.train.epochs)
+    if args.dry_run:
+        log.info("would train %d ranks and write %s", max(1, config.resources.workers), model)
+        return Result(counts={"rows": plan.listing.rows})
+    trained = train_on_ray(plan) if config.resources.workers else train_worker({"run": plan})
+    if "error" in trained:
+        raise RuntimeError(trained["error"])
+    return Result(
+        outputs={"model": model, "digest": trained["digest"]},
+        metrics=trained["metrics"],
+        counts={"rows": plan.listing.rows, **trained["counts"]},
+    )
+
+
+def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
+    """Run the worker below on the ranks of a cluster, started again when one of them dies."""
+    from cluster.resources import Request, wait_for
+    from cluster.runtime import connect
+    from cluster.trainer import RankSettings, run_ranks
+
+    asked, timeout = plan.config.resources, plan.config.resources.worker_timeout
+    own = connect()
+    wait_for(Request(asked.workers, asked.cpus_per_worker, asked.gpu), seconds=0 if own else timeout)
+    filesystem, root = plan.storage.filesystem()
+    settings = RankSettings(
+        workers=asked.workers,
+        cpus=asked.cpus_per_worker,
+        gpu=asked.gpu,
+        name=plan.config.run.name,
+        storage_path=root,
+        filesystem=filesystem,
+        private=own,
+    )
+    return dict(run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings))
+
+
+def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
+    """Train one rank; what is returned counts on rank 0.
+
+    An error that is the same on every rank, and would come again, is returned: nothing is there to recover
+    from. Any other is raised, which ends the group of ranks.
+    """
+    plan: TrainingRun = argument["run"]
+    here = surroundings(plan, bar=argument.get("bar", sys.stderr.isatty()))
+    engine = make_engine(plan.build(), plan.train, plan.deepspeed, device=here.device)
+    feed = Feed(
+        plan.listing,
+        PieceReader(plan.filesystem, plan.recipe, plan.listing.classes),
+        FeedConfig(
+            plan.config.run.seed, plan.train.global_batch_size, cache_bytes=plan.config.data.cache_bytes
+        ),
+        rank=rank(),
+        ranks=world_size(),
+        decode=here.decode,
+    )
+    start, metrics = START, {}
+    try:
+        with here.newest_checkpoint() as folder:
+            if folder is not None:
+                start, metrics = load_checkpoint(engine, folder, plan.facts), read_index(folder)["metrics"]
+    except ValueError as error:
+        return {"error": str(error)}
+    try:
+        with journal(plan, feed.steps_per_epoch, start.step, bar=here.bar) as note:
+            hooks = Hooks(log=note, report=here.report, facts=plan.facts)
+            fitted = fit(engine, feed, plan.train, seed=plan.config.run.seed, start=start, hooks=hooks)
+    except FloatingPointError as error:
+        return {"error": str(error)}
+    metrics |= fitted.metrics
+    with engine.whole_weights():
+        digest = keep_model(engine.method, plan, metrics) if rank() == 0 else ""
+    counts = {"steps": len(fitted.losses), "rows_replaced": feed.replaced.total()}
+    return {"metrics": metrics, "counts": counts, "digest": digest}
+
+
+def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
+    """Return what a rank asks of the place where it runs: a Ray Train worker, or this process."""
+    if plan.config.resources.workers:
+        from ray.experimental import tqdm_ray
+
+        from cluster.trainer import RayRank
+
+        rank = RayRank()
+        return Surroundings(
+            rank.device, rank.newest_checkpoint, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None
+        )
+    store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
+    device = "cuda" if plan.config.resources.gpu else "cpu"
+    return Surroundings(device, store.newest_checkpoint, store.report, decode_here, tqdm if bar else None)
+
+
+@contextmanager
+def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Journal]:
+    """Open the run's journal, whose event files go to object storage when it is closed."""
+    path = f"{plan.folder}/tensorboard"
+    local = plan.storage.local(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        total = plan.train.epochs * steps_per_epoch
+        try:
+            with Journal(local or Path(temporary), total, start=start, bar=bar) as note:
+                yield note
+        finally:
+            if local is None:
+                plan.storage.upload_folder(Path(temporary), path)

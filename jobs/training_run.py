@@ -1,0 +1,174 @@
+"""What a training run is, settled before a rank starts: rows, networks, engine, and where outputs stand."""
+
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import torch
+
+from cmh_models import build_method
+from cmh_models.artefact import save_pretrained
+from cmh_models.method import HashMethod
+from cmh_models.towers import TowersConfig
+from jobs.config import Config
+from jobs.source import source_uri
+from pipeline.corpus.decode import InputRecipe
+from pipeline.corpus.listing import Listing, Selection, list_pairs
+from pipeline.corpus.schema import SIDES
+from pipeline.encoding.models import input_recipe
+from pipeline.learning.deepspeed_json import read_json
+from pipeline.learning.engine import deepspeed_values
+from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
+from pipeline.releases.storage import Storage, list_source, source_root
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """All that a rank needs to know; it is sent to each of them."""
+
+    config: Config
+    train: TrainConfig
+    spec: dict[str, Any]  # of the method, resolved: `method` and `towers`
+    deepspeed: dict[str, Any]
+    listing: Listing
+    filesystem: pyarrow.fs.FileSystem
+    recipe: InputRecipe
+    storage: Storage  # of run.dir
+
+    @property
+    def folder(self) -> str:
+        """Where the job's own files stand, inside `storage`."""
+        return f"{self.config.run.name}/train"
+
+    @property
+    def model(self) -> str:
+        """Where the model stands, inside `storage`."""
+        return f"{self.config.run.name}/model"
+
+    def build(self) -> HashMethod:
+        """Return the untrained method: the same weights on every rank."""
+        seed_step(self.config.run.seed)
+        return build_method(self.spec["method"], self.spec["towers"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must share with this run to be gone on from."""
+        workers = self.config.resources.workers
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        return {
+            **self.spec,
+            "run.seed": self.config.run.seed,
+            "train.global_batch_size": self.train.global_batch_size,
+            "train.optimiser": self.train.optimiser,
+            "rows to train on": self.listing.rows,
+            "engine": f"DeepSpeed, ZeRO {stage}" if workers else "local",
+            # ZeRO cuts its state by rank; without it every rank holds all of it.
+            "resources.workers": workers if stage else "any",
+        }
+
+
+def plan_run(config: Config) -> TrainingRun:
+    """Check all that can be checked before a cluster is asked for anything.
+
+    Raises:
+        ValueError: a setting, the source, or what they make together cannot be trained.
+    """
+    train = config.section("train", TrainConfig)
+    json = read_json(config.deepspeed)
+    if config.resources.workers:
+        deepspeed_values(train, json, config.resources.workers)
+    elif config.resources.gpu and not torch.cuda.is_available():
+        raise RuntimeError("resources.gpu is true but torch sees no GPU here; set it to false")
+    elif json:
+        log.info("resources.workers is 0: plain torch in this process, the deepspeed section is not used")
+    storage = Storage(config.run.dir)
+    if not config.run.resume and storage.list(config.run.name):
+        raise ValueError(
+            f"{storage.where(config.run.name)} exists and run.resume is false: choose another run.name"
+        )
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in config.run.dir and not Path(config.run.dir).is_absolute():
+        log.warning("run.dir %s lies in the job's temporary folder: give an absolute path", config.run.dir)
+    return _with_rows(config, train, json, storage)
+
+
+def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage: Storage) -> TrainingRun:
+    uri = source_uri(config)
+    filesystem, root = source_root(uri).filesystem()
+    listing = list_pairs(
+        [f"{root}/{file.path}" for file in list_source(uri)],
+        filesystem,
+        columns=config.data.columns,
+        selection=Selection(config.data.split.train, config.data.split.validation),
+        labels=_needs_labels(config),
+    )
+    listing.require(train.global_batch_size, where=uri)
+    towers = fit_towers(config.section("towers", TowersConfig), listing)
+    method = build_method(config.method, towers)
+    refuse_batch_norm(method.train())
+    recipe = input_recipe(method, config.data.columns, config.data.limits)
+    return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage)
+
+
+def _needs_labels(config: Config) -> bool:
+    from cmh_models import method_class, method_config
+
+    return method_class(method_config(config.method).name).needs_labels
+
+
+def fit_towers(towers: TowersConfig, listing: Listing) -> dict[str, Any]:
+    """Return the settings of the towers, with the widths of feature columns filled in.
+
+    Raises:
+        ValueError: a tower does not take what its column holds.
+    """
+    settings = towers.model_dump(mode="json")
+    for side in SIDES:
+        column, tower = listing.chunks[0].columns.side(side), settings[side]
+        if column is None:
+            raise ValueError(f"the source has no column for the {side} side")
+        if (tower["name"] == "features") != (column.kind == "features"):
+            raise ValueError(
+                f"towers.{side} is {tower['name']!r} but column {column.name!r} holds {column.kind}: "
+                f"set towers.{side}.name, or name another column under data.columns"
+            )
+        if column.kind == "features" and tower["width"] is None:
+            tower["width"] = listing.widths[side]
+        elif column.kind == "features" and tower["width"] != listing.widths[side]:
+            raise ValueError(
+                f"towers.{side}.width is {tower['width']} but rows of {column.name!r} have "
+                f"{listing.widths[side]} features: leave it out"
+            )
+    return settings
+
+
+def keep_model(method: HashMethod, run: TrainingRun, metrics: dict[str, float]) -> str:
+    """Write the trained model beside the run, in place of one from an earlier attempt; return its digest."""
+    data = {"rows": run.listing.rows, "classes": run.listing.classes, "seed": run.config.run.seed}
+    card = {"training": run.train.model_dump(mode="json"), "data": data, "metrics": metrics}
+    target = run.storage.local(run.model)
+    with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".model-") as temporary:
+        made, old = Path(temporary) / "model", Path(temporary) / "old"
+        digest = save_pretrained(method, made, card=card)
+        if target is None:
+            for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+                run.storage.upload(file, f"{run.model}/{file.name}")
+            return digest
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    return digest
+
+
+def _parent(target: Path | None) -> Path | None:
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return None if target is None else target.parent
