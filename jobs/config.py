@@ -68,13 +68,11 @@ class DataConfig(Section):
 class EncodeConfig(Section):
     model: str | None = None  # artefact folder, or the digest of one in the store
     precision: Literal["fp32"] = "fp32"
-    tile: int = Field(
-        default=64, ge=1
-    )  # rows per forward pass, padded: a code never depends on its neighbours
+    # Rows per forward pass, padded, so that a code never depends on its neighbours.
+    tile: int = Field(default=64, ge=1)
     chunk_bytes: int = Field(default=64 << 20, ge=1 << 20)  # decoded bytes per chunk
-    units_in_flight: int = Field(
-        default=4096, ge=1
-    )  # handed to the cluster at once; the driver holds their receipts
+    # Units handed to the cluster at once; the driver holds their receipts.
+    units_in_flight: int = Field(default=4096, ge=1)
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
     max_refused_units: int = Field(default=0, ge=0)
 
