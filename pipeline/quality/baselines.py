@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.codes import check_code_length, code_size, pack
 from pipeline.quality.metrics import average_precision, count_by_distance, pack_labels
 
-REGULARISERS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LENGTHS = (8, 16, 32, 64, 128)
 VALIDATION_SHARE = 0.15
 
