@@ -168,7 +168,8 @@ def _first(names: Sequence[str], arrays: Mapping[str, MatArray]) -> str | None:
 def _row_count(arrays: Mapping[str, MatArray], where: str) -> int:
     """Return the one length that an axis of every array has."""
     shapes = {role: array.shape for role, array in arrays.items()}
-    shared = reduce(set.intersection, (set(shape) for shape in shapes.values())) - {1}
+    shared = reduce(set.intersection, (set(shape) for shape in shapes.values()))
+    shared = shared - {1} or shared
     if len(shared) > 1:  # rows come first in most files
         shared &= {shape[0] for shape in shapes.values() if len(shape) == 2}
     if len(shared) != 1:

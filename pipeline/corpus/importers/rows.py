@@ -47,9 +47,13 @@ class Importer(Protocol):
     """A source in a layout of its own, read as blocks of one schema."""
 
     schema: pa.Schema
-    label_names: Sequence[str]  # of label numbers 0, 1, ...; empty where the source numbers them itself
 
-    def blocks(self) -> Iterator[Block]: ...
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the labels 0, 1, ..., once all is read; empty where the source numbers them itself."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the rows in the order of the source."""
 
 
 @dataclass(frozen=True)
