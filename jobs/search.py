@@ -18,7 +18,6 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
     sys.exit(main(["search", *sys.argv[1:]]))
 
 import argparse
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from cmh_models.method import HashMethod, Side
 
 QUERY_SIDES: dict[str, "Side"] = {"T2I": "text", "I2T": "image"}
-
-log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
