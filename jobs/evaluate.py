@@ -23,15 +23,13 @@ import logging
 from typing import Any
 
 import numpy as np
-import torch
 
-from cmh_models import build_method
-from cmh_models.method import SIDES, HashMethod, Side
+from cmh_models.method import SIDES, HashMethod
 from jobs.command import Result
 from jobs.config import Config
 from jobs.sets import EncodedSet, Encoder, Sets, encode_sets
 from jobs.source import source_uri
-from pipeline.corpus.decode import Pairs
+from pipeline.encoding.baselines import describe_pairs, untrained
 from pipeline.encoding.encoder import encode_pairs
 from pipeline.encoding.models import input_recipe, open_model
 from pipeline.quality.baselines import Features, choose_cca, random_codes
@@ -79,7 +77,7 @@ def _encode(uri: str, config: Config, method: HashMethod) -> Sets:
         return encode_sets(uri, config, recipe=recipe, splits=splits, encoders=encoders)
     fresh = untrained(method, config.run.seed)
     encoders["untrained"] = lambda pairs: encode_pairs(fresh, pairs, tile=tile)
-    features: dict[str, Encoder] = {"features": lambda pairs: _features(method, pairs)}
+    features: dict[str, Encoder] = {"features": lambda pairs: describe_pairs(method, pairs)}
     elsewhere = config.evaluate.train
     if elsewhere is None:
         splits["train"] = split.train
@@ -90,26 +88,6 @@ def _encode(uri: str, config: Config, method: HashMethod) -> Sets:
         )
         sets.sets |= learnt.sets
     return sets
-
-
-def untrained(method: HashMethod, seed: int) -> HashMethod:
-    """Return the same networks with fresh weights; moments of the data (buffers) stay those of the model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = build_method(method.spec["method"], method.spec["towers"])
-    fresh.load_state_dict(dict(method.named_buffers()), strict=False)
-    return fresh.eval()
-
-
-@torch.inference_mode()
-def _features(method: HashMethod, pairs: Pairs) -> dict[Side, np.ndarray]:
-    """Return the standardised fixed features that the model's similarity target is made of."""
-    features: dict[Side, np.ndarray] = {}
-    for side in SIDES:
-        network: Any = getattr(method, side)
-        described = network.describe(method.collate(side, getattr(pairs, side)))
-        features[side] = network.standardise(described).float().numpy()
-    return features
 
 
 def _baselines(

@@ -1,0 +1,31 @@
+"""What baselines need of a model: the same networks untrained, and the fixed features it starts from."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmh_models import build_method
+from cmh_models.method import HashMethod
+from pipeline.corpus.decode import Pairs
+from pipeline.corpus.schema import SIDES, Side
+
+
+def untrained(method: HashMethod, seed: int) -> HashMethod:
+    """Return the same networks with fresh weights; moments of the data (buffers) stay those of the model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build_method(method.spec["method"], method.spec["towers"])
+    fresh.load_state_dict(dict(method.named_buffers()), strict=False)
+    return fresh.eval()
+
+
+@torch.inference_mode()
+def describe_pairs(method: HashMethod, pairs: Pairs) -> dict[Side, np.ndarray]:
+    """Return the (N, D) standardised fixed features of both sides, which similarity targets are made of."""
+    features: dict[Side, np.ndarray] = {}
+    for side in SIDES:
+        network: Any = getattr(method, side)
+        described = network.describe(method.collate(side, getattr(pairs, side)))
+        features[side] = network.standardise(described).float().numpy()
+    return features
