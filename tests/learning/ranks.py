@@ -1,7 +1,9 @@
-"""Real gloo ranks for the tests of this room: processes of their own, no Ray, no network but loopback."""
+"""Real gloo ranks for the tests of this room: two processes for the whole session, no Ray."""
 
 import os
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,53 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-
-def run_ranks(work: Callable[..., Any], ranks: int, folder: Path, *args: Any) -> list[Any]:
-    """Call `work(*args)` on every rank of one process group and return what the ranks returned, in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(_enter, (work, ranks, folder, args), nprocs=ranks, start_method="spawn")
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(ranks)]
+DEADLINE = 300.0
+"""Seconds after which a call is a hang."""
 
 
-def _enter(rank: int, work: Callable[..., Any], ranks: int, folder: Path, args: tuple[Any, ...]) -> None:
+class Ranks:
+    """Two processes in one process group, which call what they are given."""
+
+    def __init__(self, folder: Path) -> None:
+        context = mp.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, folder, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def call(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call `work(*args)` on both ranks and return what they returned, in rank order."""
+        for pipe in self._pipes:
+            pipe.send((work, args))
+        results = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(DEADLINE):
+                raise TimeoutError(f"rank {rank} did not answer in {DEADLINE:g} s")
+            error, result = pipe.recv()
+            if error:
+                raise RuntimeError(f"rank {rank}:\n{error}")
+            results.append(result)
+        return results
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank: int, folder: Path, pipe: Connection) -> None:
     os.environ["LOCAL_RANK"] = str(rank)  # what a launcher sets; DeepSpeed asks for it
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    try:
-        torch.save(work(*args), folder / f"result-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    while True:
+        work, args = pipe.recv()
+        try:
+            answer = (None, work(*args))
+        except Exception:
+            answer = (traceback.format_exc(), None)
+        pipe.send(answer)

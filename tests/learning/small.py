@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, Progress, SideNetwork, Term
 from pipeline.learning.gather import rank, world_size
-
-WIDTH, CLASSES = 12, 3
+from tests.models.fakes import CLASSES, WIDTH
 
 
 class Head(SideNetwork):
@@ -109,7 +108,9 @@ class BareEngine:
         self.losses: list[float] = []
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
-        return self.method(batch, progress)
+        dtype = next(self.method.parameters()).dtype
+        floats = {name: value.to(dtype) for name, value in batch.items() if value.is_floating_point()}
+        return self.method(batch | floats, progress)
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
         self.method.zero_grad()
@@ -117,6 +118,8 @@ class BareEngine:
         self.losses.append(loss.item())
         found = {}
         for name, weight in self.method.named_parameters():
+            if weight.grad is None:
+                continue
             if world_size() > 1:
                 dist.all_reduce(weight.grad)
             weight.grad /= world_size()

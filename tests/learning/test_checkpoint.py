@@ -1,0 +1,150 @@
+"""Checkpoints: complete or refused, of this run or refused, and what follows is what would have followed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.learning.checkpoint import (
+    INDEX,
+    CheckpointStore,
+    Position,
+    load_checkpoint,
+    read_index,
+    save_checkpoint,
+)
+from pipeline.learning.engine import LocalEngine
+from pipeline.learning.training import Hooks, TrainConfig, fit, seed_step
+from pipeline.releases.storage import Storage
+from tests.learning.ranks import Ranks
+from tests.learning.small import BareEngine, Rows, Small
+
+CONFIG = TrainConfig(epochs=3, global_batch_size=16, learning_rate=0.01, checkpoint_every_epochs=1)
+FACTS = {"method": "small", "sizes": (1, 2)}
+
+
+def engine() -> LocalEngine:
+    seed_step(3)
+    return LocalEngine(Small(), CONFIG)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_checkpoint(engine(), tmp_path, Position(2, 11), facts=FACTS, metrics={"loss": 1.5})
+    return tmp_path
+
+
+def test_a_checkpoint_gives_back_its_position_and_metrics(saved: Path) -> None:
+    assert load_checkpoint(engine(), saved, FACTS) == Position(2, 11)
+    assert read_index(saved)["metrics"] == {"loss": 1.5}
+
+
+def test_a_checkpoint_without_one_of_its_files_is_refused(saved: Path) -> None:
+    (saved / "engine.pt").unlink()
+    with pytest.raises(OSError, match=r"not a complete checkpoint: 1 of 1 files .* engine\.pt"):
+        load_checkpoint(engine(), saved, FACTS)
+
+
+def test_a_file_cut_short_is_refused(saved: Path) -> None:
+    file = saved / "engine.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(OSError, match="cut short"):
+        load_checkpoint(engine(), saved, FACTS)
+
+
+def test_a_folder_without_an_index_or_with_half_of_one_is_refused(saved: Path) -> None:
+    index = (saved / INDEX).read_text()
+    (saved / INDEX).write_text(index[:40])
+    with pytest.raises(OSError, match="damaged"):
+        read_index(saved)
+    (saved / INDEX).unlink()
+    with pytest.raises(OSError, match=f"has no {INDEX}"):
+        read_index(saved)
+
+
+def test_a_checkpoint_of_another_run_says_what_differs(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot go on .*: method was small, is large; keep the old"):
+        load_checkpoint(engine(), saved, FACTS | {"method": "large"})
+
+
+def save_on_a_rank(folder: Path) -> None:
+    from pipeline.learning.gather import rank
+
+    own = folder / str(rank())
+    own.mkdir(parents=True)
+    save_checkpoint(BareEngine(Small()), own, Position(0, 1), facts={}, metrics={})
+
+
+def test_a_checkpoint_is_complete_only_with_the_files_of_all_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.call(save_on_a_rank, tmp_path)
+    merged = tmp_path / "0"
+    with pytest.raises(OSError, match=r"1 of 2 files are missing or cut short, first rank-1\.pt"):
+        read_index(merged)
+    (tmp_path / "1" / "rank-1.pt").rename(merged / "rank-1.pt")
+    assert read_index(merged)["world_size"] == 2
+
+
+def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(tmp_path: Path) -> None:
+    rows, whole = Rows(56, 16), engine()
+    undisturbed = fit(whole, rows, CONFIG, seed=3)
+
+    class Killed(Exception):
+        pass
+
+    store = CheckpointStore(Storage(tmp_path), "checkpoints")
+
+    def report(metrics: Mapping[str, float], folder: Path | None) -> None:
+        store.report(metrics, folder)
+        if metrics["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(engine(), rows, CONFIG, seed=3, hooks=Hooks(report=report))
+    seed_step(99)
+    resumed = LocalEngine(Small(), CONFIG)
+    with store.newest_checkpoint() as folder:
+        assert folder is not None
+        start = load_checkpoint(resumed, folder, {})
+    assert start == Position(2, 6)
+    rest = fit(resumed, rows, CONFIG, seed=3, start=start)
+    assert rest.losses == undisturbed.losses[6:]
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[name]), name
+
+
+def test_a_run_can_start_in_the_middle_of_an_epoch() -> None:
+    rows, undisturbed = Rows(48, 16), fit(engine(), Rows(48, 16), CONFIG, seed=3)
+
+    class Killed(Exception):
+        pass
+
+    def log(step: int, scalars: Mapping[str, float]) -> None:
+        if step == 4:
+            raise Killed
+
+    part = engine()
+    with pytest.raises(Killed):
+        fit(part, rows, CONFIG.model_copy(update={"log_every": 1}), seed=3, hooks=Hooks(log=log))
+    rest = fit(part, rows, CONFIG, seed=3, start=Position(1, 4))
+    assert rest.losses == undisturbed.losses[4:]
+    assert rest.position == Position(3, 9)
+
+
+def test_the_store_keeps_the_last_two_and_passes_over_one_cut_short(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(Storage(tmp_path), "run/checkpoints")
+    with store.newest_checkpoint() as nothing:
+        assert nothing is None
+    for step in (3, 6, 9):
+        share = tmp_path / f"share-{step}"
+        share.mkdir()
+        save_checkpoint(engine(), share, Position(0, step), facts={}, metrics={})
+        store.report({}, share)
+    kept = sorted(file.parent.name for file in (tmp_path / "run").rglob(INDEX))
+    assert kept == ["step-000000000006", "step-000000000009"]
+    (tmp_path / "run/checkpoints/step-000000000009/engine.pt").unlink()
+    with store.newest_checkpoint() as folder:
+        assert folder is not None and read_index(folder)["step"] == 6
+    assert "not a complete checkpoint" in caplog.text

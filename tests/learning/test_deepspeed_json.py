@@ -1,0 +1,86 @@
+"""The user's DeepSpeed JSON and our config: one owner per setting."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.learning.deepspeed_json import read_json
+from pipeline.learning.engine import EngineConfig, deepspeed_values
+
+CONFIG = EngineConfig(global_batch_size=64, learning_rate=0.01, optimiser="adamw", clip=1.0)
+
+HUGGING_FACE = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "weight_decay": "auto"}},
+    "scheduler": "auto",
+    "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": True},
+}
+
+
+def test_auto_takes_our_setting_or_else_the_default_of_deepspeed() -> None:
+    values = deepspeed_values(CONFIG, HUGGING_FACE, 2)
+    assert values["train_batch_size"] == 64
+    assert values["train_micro_batch_size_per_gpu"] == 32
+    assert values["gradient_clipping"] == 1.0
+    assert values["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert "optimizer" not in values and "bf16" not in values and "scheduler" not in values
+
+
+def test_equal_settings_may_be_repeated() -> None:
+    given = {"train_batch_size": 64, "optimizer": {"type": "adamw", "params": {"lr": 0.01}}}
+    assert deepspeed_values(CONFIG, given, 1)["train_batch_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_batch_size": 128}, "deepspeed.train_batch_size is 128 but the train section makes it 64"),
+        ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu is 8 .* 32"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2 .* 1"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5 .* 1.0"),
+        ({"bf16": {"enabled": True}}, "deepspeed.bf16.enabled is True but train.precision is fp32"),
+        ({"fp16": {"enabled": True}}, "deepspeed.fp16.enabled"),
+        ({"optimizer": {"type": "SGD"}}, "deepspeed.optimizer.type is sgd but train.optimiser is adamw"),
+        ({"optimizer": {"params": {"lr": 1.0}}}, r"optimizer\.params\.lr is 1.0 .* 0.01"),
+        ({"optimizer": {"params": {"amsgrad": True}}}, "amsgrad is not a setting of ours"),
+        ({"scheduler": {"type": "WarmupLR"}}, "train.schedule"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deepspeed_values(CONFIG, given, 2)
+
+
+def test_bf16_is_autocast_and_may_not_be_switched_off_in_the_json() -> None:
+    config = CONFIG.model_copy(update={"precision": "bf16"})
+    assert deepspeed_values(config, {"bf16": {"enabled": True}}, 2)["torch_autocast"]["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match=r"bf16\.enabled is false but train\.precision is bf16"):
+        deepspeed_values(config, {"bf16": {"enabled": False}}, 2)
+
+
+def test_a_global_batch_that_the_ranks_do_not_divide_names_the_nearest_that_fits() -> None:
+    with pytest.raises(ValueError, match=r"64 rows for 3 workers; the nearest that fits is 63"):
+        deepspeed_values(CONFIG, {}, 3)
+
+
+def test_the_json_may_be_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(HUGGING_FACE))
+    assert read_json(str(file)) == read_json(HUGGING_FACE) == HUGGING_FACE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "cannot read"), ("{", "not JSON"), ("[]", "a JSON object")]
+)
+def test_a_path_that_holds_no_json_is_named(text: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_json(str(file))
