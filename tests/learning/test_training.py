@@ -75,7 +75,6 @@ def deepspeed_stages() -> list[tuple[float, dict[str, torch.Tensor]]]:
     return [deepspeed_step(stage) for stage in range(4)]
 
 
-@pytest.mark.slow
 def test_every_zero_stage_over_two_ranks_has_the_loss_and_gradient_of_one(ranks: Ranks) -> None:
     loss, gradients = deepspeed_step(0)
     for stages in ranks.call(deepspeed_stages):
@@ -115,7 +114,6 @@ def deepspeed_codes(stage: int) -> bytes:
         return packed_codes(engine.method)
 
 
-@pytest.mark.slow
 def test_two_runs_of_one_seed_on_two_ranks_give_byte_equal_codes(ranks: Ranks) -> None:
     for stage in (0, 2):
         first, second = ranks.call(deepspeed_codes, stage), ranks.call(deepspeed_codes, stage)
