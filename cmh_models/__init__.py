@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cmh_models.method import HashMethod, MethodConfig
 
 METHODS: dict[str, str] = {
+    "dbrc": "cmh_models.dbrc:DBRC",
     "jdsh": "cmh_models.jdsh:JDSH",
 }
 """Name of a method -> module:class. Adding a method is one file and one line here."""
