@@ -127,7 +127,10 @@ def plan(night: Night, parent: Parent) -> Plan:
     Raises:
         ValueError: the source holds no Parquet file.
     """
-    files = list_source(night.uri)
+    try:
+        files = list_source(night.uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"data.path: {error}") from error
     if not files:
         raise ValueError(f"{night.uri} holds no .parquet file: an empty corpus makes no release")
     return plan_night(

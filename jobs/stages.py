@@ -3,7 +3,8 @@
 One Ray Data row carries one chunk from plan to receipt; the driver sees receipts only and starts one task
 per complete unit, which writes its files. On CPUs a chunk is decoded and encoded in one process, so that no
 pixel crosses the object store; where the encoder has a GPU, decoding is a stage of its own. An actor or task
-that dies is tried again by Ray, and a repeated receipt changes nothing. Without work no Ray is started.
+that dies is tried again by Ray, and a repeated receipt changes nothing. A few rows are encoded by the driver
+itself, with the same functions: that is done before a cluster has started.
 """
 
 import logging
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 REQUESTS = 16
 """Threads of the driver that wait for the storage while it looks at units."""
+FEW_ROWS = 512
+"""So many rows to encode are no work for a cluster."""
 MANY_ROWS = 4_000_000
 """So many codes are indexed by tasks of the cluster; fewer are done before a cluster has started."""
 SECONDS_PER_LINE = 10.0
@@ -134,11 +137,22 @@ def _encode(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
         return
     progress = _Progress(todo)
     night.keep_model()
+    if sum(work.rows for work in todo) <= FEW_ROWS and not night.config.resources.gpu:
+        yield from map(progress.saw, _encode_here(night, todo))
+        return
     connect()
     at_once = night.config.encode.units_in_flight
     for start in range(0, len(todo), at_once):
         for report in _encode_some(night, todo[start : start + at_once]):
             yield progress.saw(report)
+
+
+def _encode_here(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
+    """Encode units in this process."""
+    encode = EncodeRow(night.facts.digest, night.store, tile=night.config.encode.tile, source=night.source)
+    for work in works:
+        receipts = [receipt_of(encode(chunk_row(chunk, work.sides))) for chunk in work.chunks]
+        yield finish_unit(work, receipts, source=night.source, store=night.store)
 
 
 def _encode_some(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
@@ -161,6 +175,7 @@ def _encode_some(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport
 def _receipts(night: Night, works: Sequence[UnitWork]) -> Iterator[Row]:
     """Run the chunks of units through decoder and encoder; receipts come in any order."""
     config, source = night.config, night.source
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.decode import DecodedSide, decode_table
 from pipeline.corpus.readers import read_keys
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.corpus.schema import SIDES, ColumnMap, Side, resolve_columns
+from pipeline.corpus.schema import SIDES, ColumnMap, SchemaError, Side, resolve_columns
 from pipeline.encoding.chunks import Chunk
 from pipeline.encoding.codefile import EncodedSide
 from pipeline.releases.storage import SourceFile, Storage
@@ -41,8 +41,25 @@ class Source:
         return pq.ParquetFile(file)
 
     def columns(self, schema: pa.Schema, path: str) -> ColumnMap:
-        """Find the columns of a unit; raises SchemaError."""
-        return resolve_columns(schema, self.recipe.columns, where=path, sides=self.sides)
+        """Find the columns of a unit.
+
+        Raises:
+            SchemaError: a column is missing, or holds what the model does not take.
+        """
+        found = resolve_columns(schema, self.recipe.columns, where=path, sides=self.sides)
+        for side in self.sides:
+            column, taken = found.side(side), self._taken(side)
+            if column is not None and column.kind != taken:
+                raise SchemaError(
+                    f"{path}: column '{column.name}' holds {column.kind}, the {side} tower of the model "
+                    f"takes {taken}; name such a column under data.columns, or choose another model"
+                )
+        return found
+
+    def _taken(self, side: Side) -> str:
+        if side == "image":
+            return "pixels" if self.recipe.image_size else "features"
+        return "features" if self.recipe.text_width else "text"
 
 
 @dataclass(frozen=True)

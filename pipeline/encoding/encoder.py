@@ -84,11 +84,13 @@ def encode_pairs(method: HashMethod, pairs: Pairs, *, tile: int = TILE) -> dict[
 def relaxed_codes(method: HashMethod, side: Side, values: Any, *, tile: int = TILE) -> np.ndarray:
     """Return the (N, L) float32 relaxed codes of decoded values.
 
-    Every forward pass has exactly `tile` rows: the arithmetic of a row, and so its code, does not depend on
-    how many others came with it.
+    Every forward pass has exactly `tile` rows and runs on one CPU thread: the arithmetic of a row, and so its
+    code, depends neither on how many others came with it nor on the cores of the machine. More cores are
+    used by more processes.
     """
-    training = method.training
+    training, threads = method.training, torch.get_num_threads()
     method.eval()
+    torch.set_num_threads(1)
     device = next(method.parameters()).device
     codes = np.empty((len(values), method.code_length), dtype=np.float32)
     try:
@@ -100,6 +102,7 @@ def relaxed_codes(method: HashMethod, side: Side, values: Any, *, tile: int = TI
                 codes[start:stop] = relaxed[: stop - start]
     finally:
         method.train(training)
+        torch.set_num_threads(threads)
     return codes
 
 

@@ -78,3 +78,9 @@ def write_rows(path: Path, rows: Sequence[tuple[Any, Any, Any]], *, row_group_si
 def good_rows(start: int, stop: int) -> list[tuple[str, bytes, str]]:
     """Return complete rows with keys k<start> .. k<stop - 1>."""
     return [(f"k{n}", picture(n), f"caption number {n} of {n % 5} things") for n in range(start, stop)]
+
+
+def many_rows(start: int, stop: int) -> list[tuple[str, bytes, str]]:
+    """Return rows of few pictures and texts but distinct keys: quick to make, work to encode."""
+    few = good_rows(0, 50)
+    return [(f"m{n}", few[n % 50][1], few[n % 49][2]) for n in range(start, stop)]

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cmh_models.method import HashMethod
 from pipeline.codes import pack
@@ -14,7 +15,7 @@ from pipeline.encoding.chunks import Chunk, plan_chunks
 from pipeline.encoding.decoding import Source, decode_chunk
 from pipeline.encoding.encoder import EncodeChunk, encode_side, relaxed_codes
 from pipeline.releases.storage import SourceFile, Storage
-from tests.encoding.sources import BAD_ROWS, FEATURES, good_rows, tiny_method, write_rows
+from tests.encoding.sources import BAD_ROWS, FEATURES, TOWERS, good_rows, tiny_method, write_rows
 
 RECIPE = InputRecipe(image_size=16)
 
@@ -50,6 +51,19 @@ def test_a_relaxed_code_does_not_depend_on_its_neighbours(method: HashMethod, si
     np.testing.assert_array_equal(together, alone)
     np.testing.assert_array_equal(together[order], shuffled)
     np.testing.assert_array_equal(encode_side(method, side, values, tile=8), pack(together))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_relaxed_code_does_not_depend_on_the_threads_of_the_process(threads: int) -> None:
+    method = tiny_method(TOWERS | {"image": {"name": "cnn", "image_size": 16}})
+    values, before = draw("image", 9), torch.get_num_threads()
+    alone = relaxed_codes(method, "image", values)
+    try:
+        torch.set_num_threads(threads)
+        np.testing.assert_array_equal(relaxed_codes(method, "image", values), alone)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_encoding_nothing_gives_no_codes(method: HashMethod) -> None:
