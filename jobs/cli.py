@@ -13,6 +13,8 @@ JOBS = {
     "evaluate": "judge a model: mAP in both directions, with baselines",
     "search": "search a release by text, picture or code",
     "releases": "list, show and verify releases",
+    "import_data": "write your own data as Parquet that the other jobs read",
+    "check_data": "look at data before anyone spends GPU hours on it",
     "demo": "run the whole chain on a corpus of drawn scenes",
 }
 

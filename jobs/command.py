@@ -44,6 +44,7 @@ class Result:
     metrics: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)  # further top-level fields, such as baselines
+    code: int | None = None  # the exit code, where it is not the one of the status
 
 
 def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
@@ -73,7 +74,9 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
         _keep(config, name, line)
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
-    return EXIT_CODES[result.status] if code is None else code
+    if code is not None:
+        return code
+    return EXIT_CODES[result.status] if result.code is None else result.code
 
 
 def _parser(name: str, job: ModuleType) -> argparse.ArgumentParser:
