@@ -70,11 +70,7 @@ def evaluate_codes(query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: b
             "give them another split, or set evaluate.allow_overlap=true"
         )
     retrieval = in_id_order(retrieval)
-    classes = np.unique(np.concatenate([np.ravel(row) for row in (*query.labels, *retrieval.labels)]))
-    labels = {
-        "query_labels": pack_labels(query.labels, classes=classes.astype(np.int64)),
-        "retrieval_labels": pack_labels(retrieval.labels, classes=classes.astype(np.int64)),
-    }
+    labels = label_bits(query, retrieval)
     metrics: dict[str, float] = {}
     ties: dict[str, dict[str, float]] = {}
     for direction, (asked, found) in DIRECTIONS.items():
@@ -87,6 +83,15 @@ def evaluate_codes(query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: b
             ties[f"{name}_{direction}"] = _tie_bounds(over_ties, stable)
     protocol = _protocol(query, retrieval) | {"queries_in_retrieval_set": len(shared)}
     return Evaluation(dict(sorted(metrics.items())), ties, protocol)
+
+
+def label_bits(query: CodedPairs, retrieval: CodedPairs) -> dict[str, np.ndarray]:
+    """Return the packed labels of both sets over their common classes, by argument name of `metrics`."""
+    classes = np.unique(np.concatenate([np.ravel(row) for row in (*query.labels, *retrieval.labels)]))
+    return {
+        "query_labels": pack_labels(query.labels, classes=classes.astype(np.int64)),
+        "retrieval_labels": pack_labels(retrieval.labels, classes=classes.astype(np.int64)),
+    }
 
 
 def in_id_order(pairs: CodedPairs) -> CodedPairs:
