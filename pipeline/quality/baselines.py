@@ -141,13 +141,16 @@ def choose(
     }
 
 
-def choose_cca(features: Features, *, code_length: int, seed: int) -> dict[str, Choice]:
+def choose_cca(
+    features: Features, *, code_length: int, seed: int, others: Sequence[int] = ()
+) -> dict[str, Choice]:
     """Return CCA at a code length (`cca`) and at the length that validation likes best (`cca_best`).
 
-    `cca` is missing where the narrower side has fewer features than bits.
+    Each of the other lengths asked for comes as `cca_<length>`. A length is missing where the narrower side
+    has fewer features than bits.
     """
     narrow = min(features.image.shape[1], features.text.shape[1])
-    lengths = [length for length in sorted({*LENGTHS, code_length}) if length <= narrow]
+    lengths = [length for length in sorted({*LENGTHS, *others, code_length}) if length <= narrow]
     if not lengths:
         raise ValueError(f"CCA gives at most {narrow} bits on these features, fewer than {min(LENGTHS)}")
 
@@ -156,7 +159,9 @@ def choose_cca(features: Features, *, code_length: int, seed: int) -> dict[str, 
 
     choices = choose(fit, features, lengths=lengths, seed=seed)
     best = max(choices.values(), key=lambda choice: choice.validation_map)
-    return {"cca": choices[code_length], "cca_best": best} if code_length in choices else {"cca_best": best}
+    named = {"cca": code_length} | {f"cca_{length}": length for length in others}
+    chosen = {name: choices[length] for name, length in named.items() if length in choices}
+    return chosen | {"cca_best": best}
 
 
 def _whitened(features: np.ndarray, regulariser: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

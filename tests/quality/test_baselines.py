@@ -71,6 +71,11 @@ def test_more_bits_than_the_narrower_side_has_features_are_refused_by_number() -
     with pytest.raises(ValueError, match="at most 20 bits on these features, got code_length 24"):
         fit_cca(features, 0.1, code_length=24)
     assert set(choose_cca(features, code_length=24, seed=0)) == {"cca_best"}
+    others = choose_cca(features, code_length=16, seed=0, others=(8, 24))
+    assert {name: choice.code_length for name, choice in others.items() if name != "cca_best"} == {
+        "cca": 16,
+        "cca_8": 8,
+    }
 
 
 def test_a_feature_that_never_varies_and_more_features_than_rows_do_no_harm() -> None:
