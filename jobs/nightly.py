@@ -23,6 +23,7 @@ import time
 from jobs.command import Result
 from jobs.config import Config
 from jobs.night import (
+    LINES,
     Night,
     Parent,
     add_limits,
@@ -95,7 +96,10 @@ def _work(night: Night, wanted: Plan, parent: Parent, *, channel: Log, lease: Le
     else:
         channel.publish(lease, release)
         log.info("published release %s: %d rows encoded", release, counts["rows_encoded"])
-    return Result(outputs={"release": release, "model": night.facts.digest}, counts=counts)
+    refused = dict(sorted(outcome.refused.items())[:LINES])
+    return Result(
+        outputs={"release": release, "model": night.facts.digest}, counts=counts, details={"refused": refused}
+    )
 
 
 def _nothing(parent: Parent, wanted: Plan) -> Result:

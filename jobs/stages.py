@@ -140,7 +140,9 @@ def _encode(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
     if sum(work.rows for work in todo) <= FEW_ROWS and not night.config.resources.gpu:
         yield from map(progress.saw, _encode_here(night, todo))
         return
-    connect()
+    own = connect()
+    if night.config.resources.gpu:  # a cluster of our own does not grow: there is nothing to wait for
+        wait_for(Request(1, 1, gpu=True), seconds=0 if own else night.config.resources.worker_timeout)
     at_once = night.config.encode.units_in_flight
     for start in range(0, len(todo), at_once):
         for report in _encode_some(night, todo[start : start + at_once]):
@@ -183,7 +185,6 @@ def _receipts(night: Night, works: Sequence[UnitWork]) -> Iterator[Row]:
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     settings: dict[str, Any] = {"tile": config.encode.tile, "gpu": config.resources.gpu}
     if config.resources.gpu:
-        wait_for(Request(1, 1, gpu=True), seconds=config.resources.worker_timeout)
         dataset = dataset.map(lambda row: decode_row(row, source), num_cpus=1)
         resources = {"num_cpus": 1, "num_gpus": 1}
     else:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from cmh_models.artefact import save_pretrained
 from jobs import build_index, encode, nightly
 from jobs.command import run_job
+from jobs.night import kept_alive
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import read_release, read_table
 from pipeline.releases.storage import Storage
@@ -104,6 +106,7 @@ def test_a_refused_unit_keeps_its_codes_as_stale_until_it_is_mended(
     assert Log(store).current_release() == first.outputs["release"]
     second = run([*overrides, "encode.max_refused_units=2"])
     assert (second.status, second.counts["units_refused"]) == ("done", 2)
+    assert second.details["refused"].keys() == {"1.parquet", "new.parquet"}
     manifest = read_release(store, second.outputs["release"])
     stale = read_table(store, manifest, "units").filter(pc.field("stale"))
     assert stale["path"].to_pylist() == ["1.parquet"] * 2
@@ -252,3 +255,19 @@ def test_a_unit_that_the_model_cannot_take_is_refused_and_the_night_says_why(
     assert code == 1
     assert "first: features.parquet: SchemaError" in said
     assert "column 'image_features' holds features, the image tower of the model takes pixels" in said
+
+
+def test_a_lease_is_renewed_while_work_goes_on_and_given_back_at_its_end(tmp_path: Path) -> None:
+    channel = Log(Storage(tmp_path))
+    lease = channel.acquire("a long night", 0.6)
+    assert lease is not None
+    renewed = threading.Event()
+    with kept_alive(channel, lease, 0.6):
+        for _ in range(1000):
+            newest = channel.newest()
+            if newest is not None and newest.expires > lease.expires + 0.6:
+                renewed.set()
+                break
+            renewed.wait(0.01)
+    assert renewed.is_set()
+    assert channel.acquire("the next", 60) is not None
