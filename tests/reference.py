@@ -1,6 +1,7 @@
 """Slow, obvious oracles: plain loops over what the definitions say. Never imported by the product."""
 
 import itertools
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -171,3 +172,82 @@ def picture_descriptor(pixels: np.ndarray) -> list[float]:
             directions[y * 4 // inner, x * 4 // inner, octant] += round(np.sqrt(dx**2 + dy**2))
     directions /= 765 * inner**2 / 16
     return [*(sums / counts).ravel(), *np.sqrt(directions).ravel(), *np.sqrt(colours / size**2)]
+
+
+def adaptive_tanh(value: float, form: str, *, slope: float, shape: float, epoch: int) -> float:
+    """Return the adaptive tanh of one value; `shape` is p of power, beta of cubic and asinh."""
+    if form == "power":
+        size = (value**2 + 0.01) ** (shape / 2)
+        return math.tanh(slope * size * value / math.sqrt(value**2 + 0.01))
+    scaled = {
+        "fixed": value,
+        "schedule": math.sqrt(epoch + 1) * value,
+        "linear": slope * value,
+        "cubic": slope * value + shape * value**3,
+        "asinh": slope * math.asinh(shape * value) / shape,
+    }
+    return math.tanh(scaled[form])
+
+
+def reconstruction_error(data: str, rebuilt: Any, described: Any, standardised: Any) -> Any:
+    """Return the error of one row of torch values rebuilt as dense values, tags or counts."""
+    total = rebuilt.new_zeros(())
+    if data == "dense":
+        for mine, wanted in zip(rebuilt, standardised, strict=True):
+            total = total + (mine - wanted) ** 2 / len(rebuilt)
+    elif data == "tags":
+        for logit, value in zip(rebuilt, described, strict=True):
+            chance = 1 / (1 + (-logit).exp())
+            total = total - (chance if value > 0 else 1 - chance).log() / len(rebuilt)
+    else:
+        partition = sum(logit.exp() for logit in rebuilt)
+        for logit, count in zip(rebuilt, described, strict=True):
+            total = total - count / sum(described) * (logit.exp() / partition).log()
+    return total
+
+
+def label_pair_losses(a: Any, b: Any, labels: Any, *, kind: str, scale: float) -> dict[str, Any]:
+    """Return means of DSCMH's pair losses of (N, L) torch codes over all (i, j): all, similar, dissimilar."""
+    found: dict[str, list] = {"all": [], "similar": [], "dissimilar": []}
+    for i, j in itertools.product(range(len(a)), repeat=2):
+        shared = labels[i] @ labels[j]
+        cosine = shared / max(labels[i].norm() * labels[j].norm(), 1e-12)
+        if kind == "divergence":
+            r = (a[i] @ b[j] / (a[i].norm() * b[j].norm())).relu()
+            loss = (cosine - r) * ((cosine + 1e-5) / (r + 1e-5)).log()
+        else:
+            theta = scale * (a[i] @ b[j])
+            target = float(shared > 0) if kind == "likelihood" else cosine
+            loss = (1 + theta.exp()).log() - target * theta
+        found["all"].append(loss)
+        found["similar" if shared > 0 else "dissimilar"].append(loss)
+    return {name: sum(losses) / max(len(losses), 1) for name, losses in found.items()}
+
+
+def binarisation_error(image: Any, text: Any, label: Any, *, share: float, with_label: bool) -> Any:
+    """Return the mean squared distance per bit, summed over the networks, of torch codes from B."""
+    total = image.new_zeros(())
+    for f, g, h in zip(image, text, label, strict=True):
+        for bit in range(len(f)):
+            target = 1.0 if f[bit] + g[bit] + share * h[bit] >= 0 else -1.0
+            for code in (f, g, h) if with_label else (f, g):
+                total = total + (target - code[bit]) ** 2 / len(f) / len(image)
+    return total
+
+
+def bit_correlation(codes: Any) -> Any:
+    """Return |F'F / N - I|^2 / L of (N, L) torch codes, entry by entry."""
+    total, length = codes.new_zeros(()), codes.shape[1]
+    for j, k in itertools.product(range(length), repeat=2):
+        moment = sum(row[j] * row[k] for row in codes) / len(codes)
+        total = total + (moment - float(j == k)) ** 2 / length
+    return total
+
+
+def read_out_error(codes: Any, labels: Any, ridge: float) -> Any:
+    """Return mean |l - P' b|^2 + ridge |P|^2 of torch codes, with P from the normal equations."""
+    penalty = codes.new_zeros(codes.shape[1], codes.shape[1]).fill_diagonal_(ridge * len(codes))
+    rows = list(zip(codes, labels, strict=True))
+    best = (sum(b.outer(b) for b, _ in rows) + penalty).inverse() @ sum(b.outer(own) for b, own in rows)
+    missed = [own - best.T @ b for b, own in rows]
+    return sum(each @ each for each in missed) / len(codes) + ridge * best.square().sum()
