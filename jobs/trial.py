@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from jobs.config import Config
@@ -44,24 +43,13 @@ def choose_recipe(
 
 
 def time_network(method: HashMethod | None, sample: Sample, config: Config) -> dict[Side, float]:
-    """Run the network over the sample, on one core or the GPU; return seconds a row by side."""
+    """Run the network over the sample; return seconds a row by side, of sides that have rows."""
     if method is None:
         return {}
-    import torch
+    from pipeline.encoding.timing import seconds_per_row
 
-    from pipeline.encoding.encoder import encode_side
-
-    threads, seconds = torch.get_num_threads(), {}
-    torch.set_num_threads(1)
-    try:
-        for side, trial in sample.trials.items():
-            values = trial.together()
-            if not len(values):
-                continue
-            encode_side(method, side, values[:1], tile=config.encode.tile)  # the first pass sets things up
-            started = time.perf_counter()
-            encode_side(method, side, values, tile=config.encode.tile)
-            seconds[side] = (time.perf_counter() - started) / len(values)
-    finally:
-        torch.set_num_threads(threads)
-    return seconds
+    values = {side: trial.together() for side, trial in sample.trials.items()}
+    tile = config.encode.tile
+    return {
+        side: seconds_per_row(method, side, rows, tile=tile) for side, rows in values.items() if len(rows)
+    }

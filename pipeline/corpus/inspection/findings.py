@@ -95,7 +95,8 @@ def judge_splits(
     if counts is None:
         found.notes.append("no split column: every row is train, and evaluate has no query rows")
         return
-    found.facts["split"] = ", ".join(f"{name or '(none)'} {rows}" for name, rows in counts.items())
+    shown = ", ".join(f"{name or '(none)'} {rows}" for name, rows in counts.items())
+    found.facts["split"] = f"column '{layout.columns.split}': {shown}"
     found.details["split"] = dict(counts)
     for name, values in expected.splits.items():
         if any(counts.get(value) for value in values) or not layout.complete:
@@ -197,14 +198,14 @@ def _estimate(
         f"{side}_core_hours": round(hours, 6),
         f"{side}_hours": round(hours / expected.encoders, 6),
     }
-    steps = f"decode {1 / max(decoding, 1e-9):.0f} rows/s"
-    if forward is None:
-        steps += ", no network measured"
-    else:
+    network = "network not measured"
+    if forward is not None:
         found.metrics[f"{side}_forward_rows_per_second"] = round(1 / max(forward, 1e-9), 1)
-        steps += f", network {1 / max(forward, 1e-9):.0f} rows/s"
-    shared = f"{_time(hours / expected.encoders)} on {expected.encoders} encoders"
-    found.facts[f"{side} side"] = f"{steps} on one core; all rows: {_time(hours)} on one core, {shared}"
+        network = f"network {1 / max(forward, 1e-9):.0f} rows/s"
+    found.facts[f"{side} side"] = (
+        f"one core: decode {1 / max(decoding, 1e-9):.0f} rows/s, {network}; all rows take {_time(hours)}, "
+        f"on {expected.encoders} encoders {_time(hours / expected.encoders)}"
+    )
 
 
 def _describe_labels(sample: Sample, layout: Layout, found: Findings) -> None:

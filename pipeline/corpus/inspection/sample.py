@@ -41,6 +41,7 @@ class SampledRow:
     image: Any = None  # (S, S, 3) uint8 | (D,) float32 | None
     text: Any = None  # str | (D,) float32 | None
     labels: list[int] | None = None
+    passthrough: dict[str, str] = field(default_factory=dict)
     faults: dict[Side, str] = field(default_factory=dict)
 
 
@@ -185,6 +186,7 @@ def _show(
     for i, key in enumerate(keys):
         row = SampledRow(spot.path, spot.first_row + i, key or "")
         row.labels = None if labels is None else labels[i].tolist()
+        row.passthrough = {name: str(head.column(name)[i].as_py()) for name in columns.passthrough}
         rows.append(row)
     for side, values in decoded.items():
         for place, number in enumerate(values.rows.tolist()):

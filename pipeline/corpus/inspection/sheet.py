@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.corpus.inspection.sample import SampledRow
 
 THUMBNAIL = 128
-LONGEST_TEXT = 400
+LONGEST_TEXT = 200
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bad: #c0392b; }
@@ -22,6 +22,7 @@ table { border-collapse: collapse; } td { padding: .2rem 1rem .2rem 0; vertical-
 td:first-child { opacity: .7; white-space: nowrap; }
 .bad { color: var(--bad); } li { margin: .2rem 0; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: .8rem; }
+.sheet { align-items: start; }
 figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: 6px; }
 figure { overflow-wrap: anywhere; }
 figure.faulty { border-color: var(--bad); }
@@ -42,7 +43,7 @@ def render_sheet(
 ) -> str:
     """Return the page: what is wrong, what was found, and the rows as the networks would see them.
 
-    Everything that comes from the data is escaped.
+    Rows with rejects come first. Everything that comes from the data is escaped.
     """
     table = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts.items()
@@ -54,7 +55,7 @@ def render_sheet(
         f"{_list('Trouble', trouble, 'bad')}{_list('Worth knowing', notes)}"
         f"<h2>What was found</h2><table>{table}</table>"
         f'<h2>{len(rows)} rows from all over the source</h2><div class="sheet">'
-        + "\n".join(_figure(row) for row in rows)
+        + "\n".join(_figure(row) for row in sorted(rows, key=lambda row: not row.faults))
         + "</div></body></html>\n"
     )
 
@@ -70,7 +71,8 @@ def _figure(row: SampledRow) -> str:
     faults = "".join(
         f'<div class="bad">{escape(side)}: {escape(fault)}</div>' for side, fault in row.faults.items()
     )
-    details = [row.key or "(no key)", f"{row.path} row {row.row}"]
+    details = [f"{name}: {_cut(value)}" for name, value in row.passthrough.items()]
+    details += [row.key or "(no key)", f"{row.path} row {row.row}"]
     if row.labels is not None:
         details.insert(0, f"labels {', '.join(map(str, row.labels)) or 'none'}")
     small = "".join(f"<small>{escape(line)}</small>" for line in details)
@@ -97,8 +99,11 @@ def _words(text: Any) -> str:
         return ""
     if isinstance(text, np.ndarray):
         return f"<div>{_numbers(text)}</div>"
-    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
-    return f"<div>{escape(shown)}</div>"
+    return f"<div>{escape(_cut(text))}</div>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
 
 
 def _numbers(values: np.ndarray) -> str:
