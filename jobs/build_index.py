@@ -20,10 +20,9 @@ import argparse
 
 from jobs.command import Result
 from jobs.config import Config
-from jobs.night import next_tables, open_night, plan, read_parent
+from jobs.night import next_tables, open_channel, open_night, plan, read_parent
 from jobs.stages import build_parts, count_parts, find_code_files
 from pipeline.encoding.outcome import Outcome
-from pipeline.releases.heads import Log
 
 WRITES = True
 
@@ -34,8 +33,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     Raises:
         RuntimeError: a unit has no codes yet.
     """
+    current = open_channel(config).current_release()
     night = open_night(config, args)
-    parent = read_parent(night, Log(night.store, config.store.channel).current_release())
+    parent = read_parent(night, current)
     wanted = plan(night, parent)
     found = find_code_files(night, wanted)
     missing = [row["path"] for row in wanted.encode.to_pylist() if row["code"] not in found]

@@ -21,10 +21,9 @@ import logging
 
 from jobs.command import Result
 from jobs.config import Config
-from jobs.night import add_limits, next_tables, open_night, plan, print_plan, read_parent
+from jobs.night import add_limits, next_tables, open_channel, open_night, plan, print_plan, read_parent
 from jobs.stages import encode_units
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
-from pipeline.releases.heads import Log
 from pipeline.releases.manifest import create_store
 
 WRITES = True
@@ -35,8 +34,9 @@ add_arguments = add_limits
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Encode what neither the current release nor the store holds."""
+    current = open_channel(config).current_release()
     night = open_night(config, args)
-    parent = read_parent(night, Log(night.store, config.store.channel).current_release())
+    parent = read_parent(night, current)
     wanted = plan(night, parent)
     print_plan(wanted)
     outputs = {"store": night.store.uri, "model": night.facts.digest}

@@ -25,6 +25,7 @@ from pipeline.releases.manifest import (
     UNITS,
     ReleaseManifest,
     ReleaseRecipe,
+    check_store,
     read_release,
     read_table,
 )
@@ -112,11 +113,34 @@ def open_night(config: Config, args: argparse.Namespace) -> Night:
     return Night(config, uri, Source(source_root(uri), facts.recipe, SIDES), store, facts, index)
 
 
+def open_channel(config: Config) -> Log:
+    """Return the log of the channel that the settings name.
+
+    Raises:
+        ManifestError: the store is of a newer format.
+    """
+    store = Storage(config.require("store.uri"))
+    if store.exists("store.json"):
+        check_store(store)
+    return Log(store, config.store.channel)
+
+
 def read_parent(night: Night, digest: str | None) -> Parent:
-    """Read the current release of the channel."""
+    """Read the current release of the channel.
+
+    Raises:
+        ValueError: its codes are of another length than the model's; readers of a channel expect one.
+        ManifestError: it is missing or damaged.
+    """
     if digest is None:
         return Parent()
     manifest = read_release(night.store, digest)
+    held, made = manifest.recipe.code_length, night.facts.code_length
+    if held != made:
+        raise ValueError(
+            f"channel {night.config.store.channel!r} of {night.store.where()} holds codes of {held} bits, "
+            f"the model makes {made}; publish to another store.channel or another store"
+        )
     tables = {name: read_table(night.store, manifest, name) for name in ("units", "parts", "rejects")}
     return Parent(digest, manifest, **tables)
 
@@ -172,9 +196,7 @@ def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> d
     usable = [
         side
         for side in SIDES
-        if earlier is not None
-        and earlier.code_length == recipe.code_length
-        and earlier.fingerprints.get(side) == recipe.fingerprints[side]
+        if earlier is not None and earlier.fingerprints.get(side) == recipe.fingerprints[side]
     ]
     same_towers = parent.units.filter(pc.is_in(parent.units["side"], value_set=pa.array(usable, pa.string())))
     units = next_units(plan, outcome, same_towers)

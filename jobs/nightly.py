@@ -30,18 +30,17 @@ from jobs.night import (
     is_current,
     kept_alive,
     next_tables,
+    open_channel,
     open_night,
     plan,
     print_plan,
     read_parent,
 )
-from jobs.stages import build_parts, encode_units
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
 from pipeline.releases.heads import Entry, Lease, Log
 from pipeline.releases.manifest import create_store, write_release
 from pipeline.releases.owners import is_gone, process_name
 from pipeline.releases.planning import Plan
-from pipeline.releases.storage import Storage
 
 WRITES = True
 
@@ -51,7 +50,7 @@ add_arguments = add_limits
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Publish a release of the present source, unless the current one is it already."""
-    channel = Log(Storage(config.require("store.uri")), config.store.channel)
+    channel = open_channel(config)
     newest = channel.newest()
     if _is_locked(newest):
         return _locked(newest)
@@ -79,6 +78,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
 
 def _work(night: Night, wanted: Plan, parent: Parent, *, channel: Log, lease: Lease) -> Result:
     """Encode, check, index and publish."""
+    from jobs.stages import build_parts, encode_units  # imports Ray, which a night without change can spare
+
     limits = night.config.encode
     outcome = encode_units(night, wanted)
     tables = next_tables(night, wanted, outcome, parent)

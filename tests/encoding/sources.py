@@ -25,11 +25,13 @@ FEATURES: dict[str, Any] = {
 }
 
 
-def tiny_method(towers: dict[str, Any] = TOWERS, *, seed: int = 0) -> HashMethod:
-    """Return an untrained model of 16 bits."""
+def tiny_method(
+    towers: dict[str, Any] = TOWERS, *, seed: int = 0, code_length: int = CODE_LENGTH
+) -> HashMethod:
+    """Return an untrained model, of 16 bits unless told."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_method({"name": "jdsh", "code_length": CODE_LENGTH}, towers).eval()
+        return build_method({"name": "jdsh", "code_length": code_length}, towers).eval()
 
 
 def picture(n: int, *, size: int = 20) -> bytes:

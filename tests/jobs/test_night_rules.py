@@ -257,6 +257,23 @@ def test_a_unit_that_the_model_cannot_take_is_refused_and_the_night_says_why(
     assert "column 'image_features' holds features, the image tower of the model takes pixels" in said
 
 
+def test_a_store_that_does_not_fit_is_one_clear_line(
+    overrides: list[str], tmp_path: Path, command: Command
+) -> None:
+    run(overrides)
+    save_pretrained(tiny_method(code_length=24), tmp_path / "longer", card={})
+    code, line, _ = command([*overrides, f"encode.model={tmp_path / 'longer'}"])
+    assert (code, "holds codes of 16 bits, the model makes 24" in line["error"]) == (2, True)
+    store = Storage(tmp_path / "store")
+    release = Log(store).current_release()
+    store.delete(f"releases/{release}.json")
+    code, line, _ = command(overrides)
+    assert (code, f"there is no release {release} in this store" in line["error"]) == (1, True)
+    store.write("store.json", b'{"format": 99}')
+    code, line, _ = command(overrides)
+    assert (code, "has format 99, this version reads up to 1" in line["error"]) == (1, True)
+
+
 def test_a_lease_is_renewed_while_work_goes_on_and_given_back_at_its_end(tmp_path: Path) -> None:
     channel = Log(Storage(tmp_path))
     lease = channel.acquire("a long night", 0.6)
