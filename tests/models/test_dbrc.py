@@ -98,7 +98,7 @@ def test_loss_and_gradient_equal_the_definition(
     expected = oracle_terms(method, batch)
     assert set(step.terms) == set(expected)
     for name, value in expected.items():
-        assert step.terms[name].item() == pytest.approx(float(value), rel=1e-10), name
+        assert step.terms[name].item() == pytest.approx(value.item(), rel=1e-10), name
     torch.stack(list(expected.values())).sum().backward()
     for name, weight in method.named_parameters():
         assert torch.allclose(step.gradients[name], weight.grad, rtol=1e-9, atol=1e-13), name

@@ -47,10 +47,12 @@ def test_encoding_returns_relaxed_codes_of_one_side() -> None:
     assert codes.abs().max() <= 1
 
 
-def test_every_registered_method_builds_from_its_name_alone() -> None:
+def test_every_registered_method_builds_from_its_name_and_what_the_training_job_fills_in() -> None:
+    filled = {"classes": 3}
     towers = {"image": {"name": "features", "width": 5}, "text": {"name": "features", "width": 4}}
     for name in METHODS:
-        built = build_method({"name": name}, towers)
+        known = filled.keys() & method_class(name).Config.model_fields
+        built = build_method({"name": name, **{field: filled[field] for field in known}}, towers)
         assert isinstance(built, HashMethod)
         again = build_method(built.spec["method"], built.spec["towers"])
         assert again.spec == built.spec
