@@ -54,6 +54,7 @@ class ScenesConfig(Section):
     rows_per_file: int = Field(default=1000, ge=1)
     seed: int = 1
     split: str = "train"
+    queries: int = Field(default=0, ge=0)  # of the rows, the first so many are of split `query` instead
 
 
 class DataConfig(Section):

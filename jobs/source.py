@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from jobs.config import Config
+from jobs.config import Config, ScenesConfig
 from pipeline.corpus.scenes import write_corpus
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,20 @@ def source_uri(config: Config) -> str:
         return path
     folder = Path(path).resolve()
     if scenes is not None and not folder.exists():
-        log.info("drawing %d scenes into %s", scenes.rows, folder)
-        write_corpus(folder, scenes.rows, scenes.rows_per_file, scenes.seed, split=scenes.split)
+        _draw(folder, scenes)
     return str(folder)
+
+
+def _draw(folder: Path, scenes: ScenesConfig) -> None:
+    """Draw the corpus beside its place and move it there, so that half of it is never taken for all."""
+    log.info("drawing %d scenes into %s", scenes.rows, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as temporary:
+        made = Path(temporary) / "scenes"
+        for split, start, rows in (
+            ("query", 0, scenes.queries),
+            (scenes.split, scenes.queries, scenes.rows - scenes.queries),
+        ):
+            if rows > 0:
+                write_corpus(made, rows, scenes.rows_per_file, scenes.seed, start=start, split=split)
+        made.rename(folder)
