@@ -33,7 +33,7 @@ class JDSHConfig(MethodConfig):
     intra_weight: float = Field(default=0.1, ge=0, description="eta: pairs within a side")
     cross_weight: float = Field(default=2.0, ge=0, description="image-text pairs: two equal terms")
     paired_weight: float = Field(default=0.0625, ge=0, description="a pair's own cosine: 2/32 of all")
-    coherence_weight: float = Field(default=1.0, ge=0, description="pull of a pair's codes together")
+    coherence_weight: float = Field(default=2.0, ge=0, description="pull of a pair's codes; published: 1")
     pair_means: Literal["all", "separate"] = Field(
         default="all", description="separate: bulk, left and right pairs are averaged each on their own"
     )

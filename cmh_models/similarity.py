@@ -30,9 +30,9 @@ class SimilarityConfig(BaseModel):
         description="released: 2cos-1 on each side, then fuse; fused: fuse cosines, then 2x-1; "
         "centred: fuse cosines of centred features, no map",
     )
-    image_weight: float = Field(default=0.4, ge=0, description="alpha")
-    text_weight: float = Field(default=0.4, ge=0, description="beta")
-    cross_weight: float = Field(default=0.2, ge=0, description="lambda")
+    image_weight: float = Field(default=0.1, ge=0, description="alpha")
+    text_weight: float = Field(default=0.5, ge=0, description="beta")
+    cross_weight: float = Field(default=0.4, ge=0, description="lambda")
     scale: float = Field(default=1.4, gt=0, description="mu")
     moments: Literal["population", "batch"] = Field(
         default="population", description="what the cross-product term averages over"

@@ -150,8 +150,10 @@ class BagOfWords(Described):
         self.pair_buckets = settings.pair_buckets
         self.max_words = settings.max_words
         tokens = 1 + settings.word_buckets + settings.pair_buckets
-        # Scaled as the first layer of two_layers would be on inputs of unit variance.
-        self.embedding = nn.Parameter(torch.randn(tokens, settings.hidden) * 0.5)
+        embedding = torch.randn(tokens, settings.hidden)
+        # A pair starts as no more than its two words, and learns only what it adds to them.
+        embedding[1 + settings.word_buckets :] = 0
+        self.embedding = nn.Parameter(embedding)
         self.bias = nn.Parameter(torch.zeros(settings.hidden))
         self.head = nn.Linear(settings.hidden, code_length)
 
