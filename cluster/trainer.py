@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -23,7 +24,6 @@ class RankSettings:
     name: str
     storage_path: str
     filesystem: pyarrow.fs.FileSystem
-    private: bool = False  # the cluster ends with this process
     max_failures: int = 2
     keep_checkpoints: int = 2
 
@@ -39,7 +39,7 @@ def run_ranks(
         RuntimeError: it failed too often; says what the worker said last.
     """
     resources = {"CPU": settings.cpus} | ({"GPU": 1.0} if settings.gpu else {})
-    trainer = (_PrivateTrainer if settings.private else TorchTrainer)(
+    trainer = (TorchTrainer if _has_dashboard() else _UnwatchedTrainer)(
         worker,
         train_loop_config=argument,
         torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
@@ -61,10 +61,15 @@ def run_ranks(
         raise RuntimeError(_last_words(error)) from error
 
 
-class _PrivateTrainer(TorchTrainer):
-    """Without the watcher over a controller's remains, which a private cluster takes with it.
+def _has_dashboard() -> bool:
+    return bool(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url)
 
-    The watcher asks the dashboard, which a private cluster does not run, and fills the log with tracebacks.
+
+class _UnwatchedTrainer(TorchTrainer):
+    """Without the watcher that clears up after a controller which died.
+
+    It asks the dashboard, and fills the log with its complaints where none runs. A cluster without one is
+    private to its driver, and takes the controller's remains with it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

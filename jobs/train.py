@@ -19,38 +19,22 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
 
 import argparse
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from jobs.command import Result
 from jobs.config import Config
+from jobs.surroundings import journal, surroundings
 from jobs.training_run import TrainingRun, keep_model, plan_run
-from pipeline.corpus.dataset import Decode, DecodeWithRay, Feed, FeedConfig, PieceReader, decode_here
-from pipeline.learning.checkpoint import CheckpointStore, load_checkpoint, read_index
+from jobs.validation import validator
+from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
+from pipeline.learning.checkpoint import load_checkpoint, read_index
 from pipeline.learning.engine import make_engine
 from pipeline.learning.gather import rank, world_size
-from pipeline.learning.journal import Bar, Journal
 from pipeline.learning.training import START, Hooks, fit
 
 WRITES = True
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a rank asks of the place where it runs."""
-
-    device: str
-    newest_checkpoint: Callable[[], AbstractContextManager[Path | None]]
-    report: Callable[[Mapping[str, float], Path | None], None]
-    decode: Decode
-    bar: Bar | None  # None: JSON lines
 
 
 def run(config: Config, args: argparse.Namespace) -> Result:
@@ -92,7 +76,6 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
         name=plan.config.run.name,
         storage_path=root,
         filesystem=filesystem,
-        private=own,
     )
     return dict(run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings))
 
@@ -121,47 +104,22 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         with here.newest_checkpoint() as folder:
             if folder is not None:
                 start, metrics = load_checkpoint(engine, folder, plan.facts), read_index(folder)["metrics"]
+        if rank() == 0 and start != START:
+            log.warning("going on from epoch %d, step %d", start.epoch, start.step)
     except ValueError as error:
         return {"error": str(error)}
     try:
         with journal(plan, feed.steps_per_epoch, start.step, bar=here.bar) as note:
-            hooks = Hooks(log=note, report=here.report, facts=plan.facts)
+            hooks = Hooks(note, validator(plan), here.report, plan.facts)
             fitted = fit(engine, feed, plan.train, seed=plan.config.run.seed, start=start, hooks=hooks)
     except FloatingPointError as error:
         return {"error": str(error)}
     metrics |= fitted.metrics
     with engine.whole_weights():
         digest = keep_model(engine.method, plan, metrics) if rank() == 0 else ""
-    counts = {"steps": len(fitted.losses), "rows_replaced": feed.replaced.total()}
+    counts = {
+        "steps": fitted.position.step,  # of the whole run
+        "steps_now": len(fitted.losses),  # since it was last started
+        "rows_replaced": feed.replaced.total(),  # on rank 0
+    }
     return {"metrics": metrics, "counts": counts, "digest": digest}
-
-
-def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
-    """Return what a rank asks of the place where it runs: a Ray Train worker, or this process."""
-    if plan.config.resources.workers:
-        from ray.experimental import tqdm_ray
-
-        from cluster.trainer import RayRank
-
-        rank = RayRank()
-        return Surroundings(
-            rank.device, rank.newest_checkpoint, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None
-        )
-    store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
-    device = "cuda" if plan.config.resources.gpu else "cpu"
-    return Surroundings(device, store.newest_checkpoint, store.report, decode_here, tqdm if bar else None)
-
-
-@contextmanager
-def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Journal]:
-    """Open the run's journal, whose event files go to object storage when it is closed."""
-    path = f"{plan.folder}/tensorboard"
-    local = plan.storage.local(path)
-    with tempfile.TemporaryDirectory() as temporary:
-        total = plan.train.epochs * steps_per_epoch
-        try:
-            with Journal(local or Path(temporary), total, start=start, bar=bar) as note:
-                yield note
-        finally:
-            if local is None:
-                plan.storage.upload_folder(Path(temporary), path)

@@ -41,6 +41,7 @@ class TrainingRun:
     filesystem: pyarrow.fs.FileSystem
     recipe: InputRecipe
     storage: Storage  # of run.dir
+    held_out: Listing | None = None  # rows to validate on, if that is asked for
 
     @property
     def folder(self) -> str:
@@ -96,25 +97,30 @@ def plan_run(config: Config) -> TrainingRun:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in config.run.dir and not Path(config.run.dir).is_absolute():
         log.warning("run.dir %s lies in the job's temporary folder: give an absolute path", config.run.dir)
+    if train.validate_every_epochs and not config.data.split.validation:
+        raise ValueError("train.validate_every_epochs is set: give data.split.validation a share of the rows")
     return _with_rows(config, train, json, storage)
 
 
 def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage: Storage) -> TrainingRun:
     uri = source_uri(config)
     filesystem, root = source_root(uri).filesystem()
-    listing = list_pairs(
-        [f"{root}/{file.path}" for file in list_source(uri)],
-        filesystem,
-        columns=config.data.columns,
-        selection=Selection(config.data.split.train, config.data.split.validation),
-        labels=_needs_labels(config),
-    )
+    paths = [f"{root}/{file.path}" for file in list_source(uri)]
+    splits, share = config.data.split.train, config.data.split.validation
+    selection, labels = Selection(splits, share), _needs_labels(config)
+    listing = list_pairs(paths, filesystem, columns=config.data.columns, selection=selection, labels=labels)
     listing.require(train.global_batch_size, where=uri)
+    held_out = None
+    if train.validate_every_epochs:
+        selection = Selection(splits, share, inside=True)
+        held_out = list_pairs(
+            paths, filesystem, columns=config.data.columns, selection=selection, labels=True
+        )
     towers = fit_towers(config.section("towers", TowersConfig), listing)
     method = build_method(config.method, towers)
     refuse_batch_norm(method.train())
     recipe = input_recipe(method, config.data.columns, config.data.limits)
-    return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage)
+    return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage, held_out)
 
 
 def _needs_labels(config: Config) -> bool:

@@ -26,6 +26,7 @@ class Selection:
 
     splits: tuple[str, ...] | None = None  # values of the split column; None or no such column: all
     held_out: float = 0.0  # share of them, drawn by key, that is kept out
+    inside: bool = False  # want the share that is kept out, and not the rest
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _kept(
         drop("not a pair", ~np.asarray(column.is_valid()))
     for name in keys:
         ids = sample_ids([key or "" for key in read_keys(table.column(name))])
-        drop("held out", held_out(ids, selection.held_out))
+        out = held_out(ids, selection.held_out)
+        drop("not held out" if selection.inside else "held out", ~out if selection.inside else out)
     return None if kept.all() else kept
 
 

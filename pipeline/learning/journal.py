@@ -52,7 +52,8 @@ class Journal:
         for name, value in scalars.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         if self._bar is not None:
-            self._bar.set_description(f"epoch {scalars['epoch']} loss {scalars['loss']:.4f}")
+            if "loss" in scalars:
+                self._bar.set_description(f"epoch {scalars['epoch']} loss {scalars['loss']:.4f}")
             self._advance(step)
             return
         line = {"step": step, "of": self._total} | {name: _short(value) for name, value in scalars.items()}

@@ -138,7 +138,9 @@ def fit(
         position, last = Position(epoch + 1, step), epoch + 1 == config.epochs
         metrics = {"epoch": epoch + 1, "step": step, "loss": losses[-1], **monitor.latest}
         if hooks.validate is not None and _due(config.validate_every_epochs, epoch, last):
-            metrics |= validated(method, hooks.validate)
+            judged = validated(method, hooks.validate)
+            hooks.log(step, {"epoch": epoch} | judged)
+            metrics |= judged
         if not _due(config.checkpoint_every_epochs, epoch, last):
             hooks.report(metrics, None)
             continue

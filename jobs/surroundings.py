@@ -1,0 +1,56 @@
+"""What a training rank asks of the place where it runs: under Ray Train, or in the job's own process."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jobs.training_run import TrainingRun
+from pipeline.corpus.dataset import Decode, DecodeWithRay, decode_here
+from pipeline.learning.checkpoint import CheckpointStore
+from pipeline.learning.journal import Bar, Journal
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a rank computes, what it goes on from, whom it tells, and how it decodes."""
+
+    device: str
+    newest_checkpoint: Callable[[], AbstractContextManager[Path | None]]
+    report: Callable[[Mapping[str, float], Path | None], None]
+    decode: Decode
+    bar: Bar | None  # None: JSON lines
+
+
+def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
+    """Return what a rank asks of the place where it runs: a Ray Train worker, or this process."""
+    if plan.config.resources.workers:
+        from ray.experimental import tqdm_ray
+
+        from cluster.trainer import RayRank
+
+        rank = RayRank()
+        return Surroundings(
+            rank.device, rank.newest_checkpoint, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None
+        )
+    store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
+    device = "cuda" if plan.config.resources.gpu else "cpu"
+    return Surroundings(device, store.newest_checkpoint, store.report, decode_here, tqdm if bar else None)
+
+
+@contextmanager
+def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Journal]:
+    """Open the run's journal, whose event files go to object storage when it is closed."""
+    path = f"{plan.folder}/tensorboard"
+    local = plan.storage.local(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        total = plan.train.epochs * steps_per_epoch
+        try:
+            with Journal(local or Path(temporary), total, start=start, bar=bar) as note:
+                yield note
+        finally:
+            if local is None:
+                plan.storage.upload_folder(Path(temporary), path)

@@ -1,0 +1,185 @@
+"""The train job on a Ray cluster: two ranks, processes that die, drivers that come back, submitted jobs."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cmh_models.artefact import artefact_digest
+from jobs.command import Result
+from tests.jobs.training import overrides, run, train_workers, wait_until
+
+ROOT = Path(__file__).parents[2]
+TWO = ("resources.workers=2", "train.epochs=8", "deepspeed.zero_optimization.stage=2")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_cluster: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result]:
+    runs = tmp_path_factory.mktemp("runs")
+    return runs, run(scenes, runs, *TWO, "run.name=undisturbed")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint_*/checkpoint.json"))
+
+
+def committed(folder: Path) -> bool:
+    """Tell whether a restart would find a checkpoint: Ray Train commits some time after the report."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    return snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text()
+
+
+def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: tuple[Path, Result]) -> None:
+    runs, result = undisturbed
+    assert result.counts == {"rows": 96, "steps": 48, "steps_now": 48, "rows_replaced": 0}
+    assert artefact_digest(runs / "undisturbed" / "model") == result.outputs["digest"]
+    kept = checkpoints(runs / "undisturbed")
+    assert len(kept) == 2
+    files = json.loads(kept[-1].read_text())["files"]
+    assert sum("optim_states" in file for file in files) == 2  # each rank's share is in the one folder
+
+
+def test_a_killed_rank_costs_nothing_but_time(
+    undisturbed: tuple[Path, Result], scenes: Path, tmp_path: Path
+) -> None:
+    _, expected = undisturbed
+    before = set(train_workers())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, scenes, tmp_path, *TWO, "run.name=killed")
+        wait_until(lambda: running.done() or committed(tmp_path / "killed"))
+        ranks = [rank for rank in train_workers() if rank not in before]
+        assert len(ranks) == 2 and not running.done()
+        os.kill(ranks[-1], signal.SIGKILL)
+        result = running.result(timeout=240)
+    assert result.counts["steps"] == 48
+    assert 0 < result.counts["steps_now"] < 48  # it went on from a checkpoint
+    assert result.outputs["digest"] == expected.outputs["digest"]
+
+
+def test_more_workers_than_the_cluster_has_are_said_in_one_line(
+    ray_cluster: str, scenes: Path, tmp_path: Path
+) -> None:
+    settings = ("resources.workers=8", "resources.cpus_per_worker=1", "resources.worker_timeout=1")
+    with pytest.raises(
+        RuntimeError, match=r"asks for 8 CPUs and the cluster has 4: lower resources\.workers"
+    ):
+        run(scenes, tmp_path, *settings)
+
+
+def test_a_gpu_that_the_cluster_has_not_is_said_in_one_line(
+    ray_cluster: str, scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match=r"resources\.gpu is true but the cluster has no GPU"):
+        run(scenes, tmp_path, "resources.gpu=true", "resources.worker_timeout=1")
+
+
+def train_command(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def test_a_killed_driver_goes_on_when_it_is_started_again(scenes: Path, tmp_path: Path) -> None:
+    settings = train_command(overrides(scenes, tmp_path, "resources.workers=1", "train.epochs=8"))
+    command = [sys.executable, "jobs/train.py", *settings]
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_until(lambda: first.poll() is not None or committed(tmp_path / "run"))
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+    assert not (tmp_path / "run" / "model").exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    line = json.loads(again.stdout.splitlines()[-1])
+    assert line["status"] == "done" and line["counts"]["steps"] == 48
+    assert line["counts"]["steps_now"] < 48
+    assert "going on from epoch" in again.stdout + again.stderr
+
+
+@contextlib.contextmanager
+def head(folder: Path) -> Iterator[dict[str, str]]:
+    """Start a Ray head of its own, with a dashboard and token authentication; yield how to reach it."""
+    ports = [_free_port() for _ in range(4)]
+    options = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and name != "PYTHONPATH"
+    } | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    arguments = [f"--{option}={port}" for option, port in zip(options, ports, strict=True)]
+    with (folder / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", *arguments],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(address: str) -> bool:
+    host, port = address.removeprefix("http://").split(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        return True
+    return False
+
+
+def test_the_recipe_runs_as_a_submitted_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+    runs, short = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("r")
+    settings = (
+        f"data.path={runs}/corpus",
+        "data.scenes.rows=200",
+        "train.global_batch_size=64",
+        "train.epochs=1",
+        f"run.dir={runs}",
+    )
+    words = [
+        "python",
+        "jobs/train.py",
+        "--config",
+        "jobs/configs/scenes_jdsh_64.yaml",
+        *train_command([*settings]),
+    ]
+    with head(short) as environment:
+        wait_until(lambda: _answers(environment["RAY_ADDRESS"]))
+        submitted = subprocess.run(
+            ["ray", "job", "submit", "--working-dir", ".", "--", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-4000:]
+    results = [line for line in submitted.stdout.splitlines() if line.startswith('{"job": "train"')]
+    assert json.loads(results[-1])["outputs"]["model"] == f"{runs}/scenes_jdsh_64/model"
+    assert artefact_digest(runs / "scenes_jdsh_64" / "model") == json.loads(results[-1])["outputs"]["digest"]
