@@ -2,7 +2,7 @@
 
 Three parts: mean colours on a grid, histograms of gradient directions in cells, and a colour histogram.
 All sums are over whole numbers that single precision holds exactly (pictures up to 496 pixels a side), so a
-row's description is the same in any batch, in any order of summation and on any device.
+row's description is the same in any batch and in any order of summation.
 """
 
 import torch

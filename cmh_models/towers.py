@@ -1,7 +1,7 @@
 """Image and text towers: side networks that need no download, and the settings that choose them.
 
 Every tower has a fixed description of its inputs, standardised by running moments, and a trained part.
-Only `descriptor` and `bag` and `features` towers feed the description to the trained part.
+`descriptor` and `features` feed the one to the other; `cnn` and `bag` train on the inputs themselves.
 """
 
 from typing import Annotated, Any, Literal
