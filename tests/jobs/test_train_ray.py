@@ -16,7 +16,9 @@ import pytest
 
 from cmh_models.artefact import artefact_digest
 from jobs.command import Result
+from pipeline.releases.storage import Storage
 from tests.jobs.training import overrides, run, train_workers, wait_until
+from tests.s3 import BUCKET
 
 ROOT = Path(__file__).parents[2]
 TWO = ("resources.workers=2", "train.epochs=8", "deepspeed.zero_optimization.stage=2")
@@ -25,15 +27,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    ray_cluster: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Result]:
-    runs = tmp_path_factory.mktemp("runs")
-    return runs, run(scenes, runs, *TWO, "run.name=undisturbed")
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint_*/checkpoint.json"))
+def undisturbed(ray_cluster: str, scenes: Path) -> Result:
+    """A run of two ranks whose checkpoints and model go to object storage."""
+    return run(scenes, f"s3://{BUCKET}/ray-runs", *TWO, "run.name=undisturbed")
 
 
 def committed(folder: Path) -> bool:
@@ -42,20 +38,19 @@ def committed(folder: Path) -> bool:
     return snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text()
 
 
-def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: tuple[Path, Result]) -> None:
-    runs, result = undisturbed
-    assert result.counts == {"rows": 96, "steps": 48, "steps_now": 48, "rows_replaced": 0}
-    assert artefact_digest(runs / "undisturbed" / "model") == result.outputs["digest"]
-    kept = checkpoints(runs / "undisturbed")
+def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: Result, tmp_path: Path) -> None:
+    assert undisturbed.counts == {"rows": 96, "steps": 48, "steps_now": 48, "rows_replaced": 0}
+    storage = Storage(f"s3://{BUCKET}/ray-runs")
+    storage.download_folder("undisturbed/model", tmp_path / "model")
+    assert artefact_digest(tmp_path / "model") == undisturbed.outputs["digest"]
+    kept = [file for file in storage.list("undisturbed") if file.endswith("/checkpoint.json")]
     assert len(kept) == 2
-    files = json.loads(kept[-1].read_text())["files"]
+    files = json.loads(storage.read(kept[-1]))["files"]
     assert sum("optim_states" in file for file in files) == 2  # each rank's share is in the one folder
+    assert {f"{Path(kept[-1]).parent}/{file}" for file in files} < set(storage.list("undisturbed"))
 
 
-def test_a_killed_rank_costs_nothing_but_time(
-    undisturbed: tuple[Path, Result], scenes: Path, tmp_path: Path
-) -> None:
-    _, expected = undisturbed
+def test_a_killed_rank_costs_nothing_but_time(undisturbed: Result, scenes: Path, tmp_path: Path) -> None:
     before = set(train_workers())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run, scenes, tmp_path, *TWO, "run.name=killed")
@@ -66,7 +61,7 @@ def test_a_killed_rank_costs_nothing_but_time(
         result = running.result(timeout=240)
     assert result.counts["steps"] == 48
     assert 0 < result.counts["steps_now"] < 48  # it went on from a checkpoint
-    assert result.outputs["digest"] == expected.outputs["digest"]
+    assert result.outputs["digest"] == undisturbed.outputs["digest"]
 
 
 def test_more_workers_than_the_cluster_has_are_said_in_one_line(
