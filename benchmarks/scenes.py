@@ -64,29 +64,26 @@ def look(folder: str, seed: int, model: str) -> dict[str, dict[str, float]]:
 
 def report(found: dict[str, list[dict[str, float]]], facts: dict[str, object]) -> None:
     """Print mean and spread (largest - smallest over the seeds) of each row, and what JDSH gains."""
-    table = {}
-    print(f"{'':<12} {'I2T mAP':>9} {'spread':>7} {'T2I mAP':>9} {'spread':>7}", file=sys.stderr)
-    for name, runs in found.items():
-        values = {direction: [run[direction] for run in runs] for direction in DIRECTIONS}
-        table[name] = {
-            direction: {
-                "mean": round(statistics.mean(of_seed), 4),
-                "spread": round(max(of_seed) - min(of_seed), 4),
-            }
-            for direction, of_seed in values.items()
-        }
-        cells = "".join(
-            f" {table[name][d]['mean']:>9.4f} {table[name][d]['spread']:>7.4f}" for d in DIRECTIONS
-        )
-        print(f"{name:<12}{cells}", file=sys.stderr)
-    ratios = {
-        f"{direction}_minus_{name}": round(
-            table["jdsh"][direction]["mean"] - table[name][direction]["mean"], 4
-        )
-        for name in ("untrained", "cca", "cca_best")
-        for direction in DIRECTIONS
+    table = {
+        name: {direction: summary([run[direction] for run in runs]) for direction in DIRECTIONS}
+        for name, runs in found.items()
     }
-    print(json.dumps({**facts, "map": table, "ratios": ratios}))
+    print(f"{'':<12} {'I2T mAP':>9} {'spread':>7} {'T2I mAP':>9} {'spread':>7}", file=sys.stderr)
+    for name, row in table.items():
+        cells = "".join(f" {row[way]['mean']:>9.4f} {row[way]['spread']:>7.4f}" for way in DIRECTIONS)
+        print(f"{name:<12}{cells}", file=sys.stderr)
+    gains = {
+        f"{way}_minus_{name}": round(table["jdsh"][way]["mean"] - table[name][way]["mean"], 4)
+        for name in ("untrained", "cca", "cca_best")
+        for way in DIRECTIONS
+    }
+    print(json.dumps({**facts, "map": table, "gains": gains}))
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return the mean over the seeds, and the largest less the smallest."""
+    spread = max(values) - min(values)
+    return {"mean": round(statistics.mean(values), 4), "spread": round(spread, 4)}
 
 
 if __name__ == "__main__":
