@@ -30,6 +30,8 @@ class Curves:
     recall: np.ndarray  # (L + 1,)
     ranks: np.ndarray  # (R,)
     precision_at: np.ndarray  # (R,) among the first so many rows, expected over ties
+    related: np.ndarray  # (L + 1,) share of the relevant pairs at each distance
+    unrelated: np.ndarray  # (L + 1,) share of the others
     chance: float  # share of relevant (query, retrieval row) pairs: the precision of a random order
 
 
@@ -50,9 +52,23 @@ def measure_curves(query: CodedPairs, retrieval: CodedPairs) -> dict[str, Curves
     for direction, (asked, found) in DIRECTIONS.items():
         counts = count_by_distance(query.codes[asked], retrieval.codes[found], **labels)
         precision, recall = precision_recall_by_radius(counts)
-        chance = float(counts.relevant.sum() / counts.total.sum())
-        curves[direction] = Curves(precision, recall, ranks, precision_at(counts, ranks.tolist()), chance)
+        total, relevant = counts.total.sum(axis=0), counts.relevant.sum(axis=0)
+        curves[direction] = Curves(
+            precision,
+            recall,
+            ranks,
+            precision_at(counts, ranks.tolist()),
+            related=relevant / max(relevant.sum(), 1),
+            unrelated=(total - relevant) / max((total - relevant).sum(), 1),
+            chance=float(relevant.sum() / total.sum()),
+        )
     return curves
+
+
+def pair_distances(pairs: CodedPairs) -> np.ndarray:
+    """Return the (N,) Hamming distances between the two sides of each pair."""
+    differing = pairs.codes["image"] ^ pairs.codes["text"]
+    return np.bitwise_count(differing).sum(axis=1, dtype=np.int64)
 
 
 def rank_steps(rows: int) -> np.ndarray:

@@ -5,7 +5,13 @@ import pytest
 
 from pipeline.codes import pack
 from pipeline.quality.evaluation import DIRECTIONS, CodedPairs, evaluate_codes
-from pipeline.quality.profiles import evaluate_relaxed, measure_curves, profile_bits, rank_steps
+from pipeline.quality.profiles import (
+    evaluate_relaxed,
+    measure_curves,
+    pair_distances,
+    profile_bits,
+    rank_steps,
+)
 from tests import reference
 from tests.quality.test_evaluation import draw_pairs
 
@@ -22,6 +28,12 @@ def test_curves_equal_what_a_loop_over_queries_counts() -> None:
         distances = reference.hamming(query.codes[asked], retrieval.codes[found])
         curve = curves[direction]
         assert curve.chance == pytest.approx(relevant.mean())
+        assert curve.related.tolist() == pytest.approx(
+            [np.mean(distances[relevant] == distance) for distance in range(17)]
+        )
+        assert curve.unrelated.tolist() == pytest.approx(
+            [np.mean(distances[~relevant] == distance) for distance in range(17)]
+        )
         for radius in range(17):
             inside = distances <= radius
             hits = (inside & relevant).sum(axis=1)
@@ -30,6 +42,12 @@ def test_curves_equal_what_a_loop_over_queries_counts() -> None:
             assert curve.recall[radius] == pytest.approx(np.mean(hits / np.maximum(relevant.sum(axis=1), 1)))
         assert curve.ranks[-1] == 57
         assert curve.precision_at[-1] == pytest.approx(curve.chance)
+
+
+def test_the_sides_of_a_pair_are_compared_row_by_row() -> None:
+    pairs = draw_pairs(1, 9, prefix="q")
+    every = reference.hamming(pairs.codes["image"], pairs.codes["text"])
+    assert pair_distances(pairs).tolist() == np.diag(every).tolist()
 
 
 @pytest.mark.parametrize(
