@@ -1,0 +1,86 @@
+"""The exact scan without numba: FAISS finds the nearest rows, numpy those within a radius.
+
+Which of the tied rows FAISS returns at a cut is not relied on. A part holds its rows in (id, key) order, so
+of the rows at one distance the first ones are wanted: they are found again by distance alone.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.codes import hamming
+from pipeline.search.order import Found, Nearest, Within, sort_found, sort_within
+from pipeline.search.parts import Part
+
+_BEYOND = 16  # rows fetched past k: most ties at the cut then end within them
+_CANDIDATES = 1 << 22  # held at once, 24 bytes each
+_DISTANCES = 1 << 22  # computed at once by numpy, about 10 bytes each
+
+
+def nearest(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
+    """Find the k rows nearest to each query, on the threads that FAISS is set to use."""
+    width = sum(min(part.rows, k + _BEYOND) for part in parts)
+    step = max(1, _CANDIDATES // width)
+    blocks = [_block(parts, codes[start : start + step], k) for start in range(0, max(len(codes), 1), step)]
+    return Nearest(
+        np.concatenate([block.distances for block in blocks]),
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate([block.part for block in blocks]),
+        np.concatenate([block.row for block in blocks]),
+    )
+
+
+def within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Within:
+    """Find the rows at most `radius` away from each query."""
+    return sort_within(parts, list(_within(parts, codes, radius)), queries=len(codes))
+
+
+def _within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Iterator[Found]:
+    step = max(1, _DISTANCES // max(len(codes), 1))
+    for number, part in enumerate(parts):
+        for first in range(0, part.rows, step):
+            distances = hamming(codes, part.codes[first : first + step])
+            query, row = np.nonzero(distances <= radius)
+            yield Found.in_part(number, query=query, distance=distances[query, row], row=first + row)
+
+
+def _block(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
+    fetched = [
+        (number, *part.index.search(codes, min(part.rows, k + _BEYOND)))
+        for number, part in enumerate(parts)
+        if part.rows
+    ]
+    everything = np.concatenate([distances for _, distances, _ in fetched], axis=1)
+    cut = np.partition(everything, k - 1, axis=1)[:, k - 1]
+    pieces: list[Found] = []
+    for number, distances, rows in fetched:
+        # Only where the last row fetched is at the cut can the part hold others at the same distance.
+        open_end = (distances[:, -1] == cut) & (distances.shape[1] < parts[number].rows)
+        wanted = (distances < cut[:, None]) | ((distances == cut[:, None]) & ~open_end[:, None])
+        query, column = np.nonzero(wanted)
+        found = Found.in_part(number, query=query, distance=distances[query, column], row=rows[query, column])
+        pieces.append(found)
+        for tied in np.flatnonzero(open_end):
+            last = int(rows[tied][distances[tied] == cut[tied]].max())
+            first = _first_at(parts[number], codes[tied], last=last, distance=int(cut[tied]))[:k]
+            query = np.full(len(first), tied)
+            pieces.append(Found.in_part(number, query=query, distance=cut[tied], row=first))
+    return _cut(parts, Found.joined(pieces), queries=len(codes), k=k)
+
+
+def _first_at(part: Part, code: np.ndarray, *, last: int, distance: int) -> np.ndarray:
+    """Return the rows up to `last` at a distance from one query.
+
+    `last` is the last row that FAISS returned at that distance. It returned enough of them, so the first as
+    many all lie before it; where FAISS prefers low rows, as it does today, that is a small share of the part.
+    """
+    distances = hamming(code[None], part.codes[: last + 1])[0]
+    return np.flatnonzero(distances == distance)
+
+
+def _cut(parts: Sequence[Part], found: Found, *, queries: int, k: int) -> Nearest:
+    """Order the candidates of every query and keep the first k."""
+    ids, order = sort_found(parts, found)
+    starts = np.searchsorted(found.query[order], np.arange(queries))
+    kept = order[starts[:, None] + np.arange(k)]
+    return Nearest(found.distance[kept], ids[kept], found.part[kept], found.row[kept])
