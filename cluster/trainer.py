@@ -24,7 +24,8 @@ class RankSettings:
     name: str
     storage_path: str
     filesystem: pyarrow.fs.FileSystem
-    max_failures: int = 2
+    max_failures: int = 2  # ranks that died
+    start_attempts: int = 10  # of a minute each, when the cluster cannot give the ranks
     keep_checkpoints: int = 2
 
 
@@ -50,7 +51,9 @@ def run_ranks(
             name=settings.name,
             storage_path=settings.storage_path,
             storage_filesystem=settings.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=settings.start_attempts
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
@@ -104,13 +107,25 @@ class RayRank:
         """
         if folder is None:
             return
-        logging.getLogger("ray.train").setLevel(logging.WARNING)
+        # Ray Train writes every report to the log in full, under a name that its log level does not cover.
+        logging.getLogger().setLevel(logging.WARNING)
         ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
 
 def _last_words(error: TrainingFailedError) -> str:
-    """Return the last line of the first rank's own error: its traceback is in the log."""
-    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
-        return " ".join(str(error).split())
-    rank, failure = min(error.worker_failures.items())
-    return f"rank {rank}: {' '.join(str(failure).split()) or type(failure).__name__}"
+    """Return the last line of the rank that failed first, as far as can be told: its traceback is in the log.
+
+    When one rank fails the others lose their connection to it: theirs are not the words to pass on.
+    """
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    words = {rank: _last_line(failure) for rank, failure in sorted(failures.items())}
+    if not words:
+        return _last_line(error)
+    own = [rank for rank, line in words.items() if "Connection" not in line and "NCCL" not in line]
+    rank = own[0] if own else next(iter(words))
+    return f"rank {rank}: {words[rank]}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

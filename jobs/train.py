@@ -76,6 +76,7 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
         name=plan.config.run.name,
         storage_path=root,
         filesystem=filesystem,
+        start_attempts=max(1, timeout // 60),
     )
     return dict(run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings))
 
