@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.fs
 import torch
 
-from cmh_models import build_method
+from cmh_models import build_method, method_class, method_config
 from cmh_models.artefact import save_pretrained
-from cmh_models.method import HashMethod
+from cmh_models.method import HashMethod, MethodConfig
 from cmh_models.towers import TowersConfig
 from jobs.config import Config
 from jobs.source import source_uri
@@ -107,9 +107,12 @@ def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage
     filesystem, root = source_root(uri).filesystem()
     paths = [f"{root}/{file.path}" for file in list_source(uri)]
     splits, share = config.data.split.train, config.data.split.validation
-    selection, labels = Selection(splits, share), _needs_labels(config)
+    settings = method_config(config.method)
+    selection, labels = Selection(splits, share), method_class(settings.name).needs_labels
     listing = list_pairs(paths, filesystem, columns=config.data.columns, selection=selection, labels=labels)
     listing.require(train.global_batch_size, where=uri)
+    if labels:
+        settings = fit_classes(settings, listing)
     held_out = None
     if train.validate_every_epochs:
         selection = Selection(splits, share, inside=True)
@@ -117,16 +120,29 @@ def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage
             paths, filesystem, columns=config.data.columns, selection=selection, labels=True
         )
     towers = fit_towers(config.section("towers", TowersConfig), listing)
-    method = build_method(config.method, towers)
+    method = build_method(settings.model_dump(mode="json"), towers)
     refuse_batch_norm(method.train())
     recipe = input_recipe(method, config.data.columns, config.data.limits)
     return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage, held_out)
 
 
-def _needs_labels(config: Config) -> bool:
-    from cmh_models import method_class, method_config
+def fit_classes(settings: MethodConfig, listing: Listing) -> MethodConfig:
+    """Return the settings of a method that learns from labels, with their number filled in if it has a place.
 
-    return method_class(method_config(config.method).name).needs_labels
+    Raises:
+        ValueError: no row has labels, or a label lies beyond the number that is set.
+    """
+    if not listing.classes:
+        raise ValueError(f"method {settings.name!r} learns from labels, but no row has any")
+    if "classes" not in type(settings).model_fields:
+        return settings
+    given = getattr(settings, "classes", None)
+    if given is None:
+        return settings.model_copy(update={"classes": listing.classes})
+    if given < listing.classes:
+        raise ValueError(f"method.classes is {given} but the highest label is {listing.classes - 1}")
+    listing.classes = given
+    return settings
 
 
 def fit_towers(towers: TowersConfig, listing: Listing) -> dict[str, Any]:

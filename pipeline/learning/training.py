@@ -1,9 +1,9 @@
 """The training loop. It is handed its batches, engine and callbacks, and runs with or without a cluster.
 
 One optimiser step sees one global batch: N ranks of B / N rows compute the same loss and the same gradient
-as one rank of B rows. Random draws of a step (dropout) come from (seed, step), never from the rank. The
-limit of that: the ranks draw equal masks, each for its own rows, so with dropout the result depends on how
-many ranks share a batch; without it, it does not.
+as one rank of B rows. Random draws of a step come from (seed, step), never from the rank. The limit of that:
+torch's own dropout draws by position in the local batch, so ranks repeat one another's masks and the result
+depends on how many share a batch; cmh_models.dropout draws by row, and has no such limit.
 """
 
 import itertools

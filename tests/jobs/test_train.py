@@ -1,5 +1,6 @@
 """The train job in one process: what it writes, goes on from, and refuses."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 
 from cmh_models.artefact import artefact_digest, from_pretrained
 from cmh_models.method import SIDES
+from jobs import train
+from jobs.config import load_config
 from pipeline.codes import pack
 from pipeline.releases.storage import Storage
-from tests.jobs.training import run
+from tests.jobs.training import overrides, run
 from tests.s3 import BUCKET
 
 HERE = "resources.workers=0"
@@ -176,3 +179,18 @@ def test_a_dry_run_writes_nothing(scenes: Path, tmp_path: Path) -> None:
     assert run(scenes, tmp_path, HERE, dry_run=True).counts == {"rows": 96}
     drawn = run(tmp_path / "none", tmp_path, HERE, "data.scenes={rows: 10}", dry_run=True)
     assert drawn.status == "done" and not list(tmp_path.iterdir())
+
+
+def labelled(source: Path, runs: Path, *others: str) -> Any:
+    general = [setting for setting in overrides(source, runs, HERE) if not setting.startswith("method.")]
+    settings = [*general, *FEATURES, "method.name=dscmh", "method.code_length=16", *others]
+    return train.run(load_config(None, settings, {}), argparse.Namespace(dry_run=False))
+
+
+def test_a_method_that_learns_from_labels_is_told_their_number(tmp_path: Path) -> None:
+    source = write_features(tmp_path / "source")
+    result = labelled(source, tmp_path)
+    assert json.loads((Path(result.outputs["model"]) / "config.json").read_text())["method"]["classes"] == 4
+    with pytest.raises(ValueError, match=r"method\.classes is 3 but the highest label is 3"):
+        labelled(source, tmp_path, "method.classes=3", "run.name=few")
+    assert labelled(source, tmp_path, "method.classes=6", "run.name=many").status == "done"
