@@ -11,6 +11,7 @@ from tqdm import tqdm
 from jobs.training_run import TrainingRun
 from pipeline.corpus.dataset import Decode, DecodeWithRay, decode_here
 from pipeline.learning.checkpoint import CheckpointStore
+from pipeline.learning.engine import local_device
 from pipeline.learning.journal import Bar, Journal
 
 
@@ -37,7 +38,7 @@ def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
             rank.device, rank.newest_checkpoint, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None
         )
     store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
-    device = "cuda" if plan.config.resources.gpu else "cpu"
+    device = local_device(gpu=plan.config.resources.gpu)
     return Surroundings(device, store.newest_checkpoint, store.report, decode_here, tqdm if bar else None)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
-import torch
 
 from cmh_models import build_method, method_class, method_config
 from cmh_models.artefact import save_pretrained
@@ -22,7 +21,7 @@ from pipeline.corpus.listing import Listing, Selection, list_pairs
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.models import input_recipe
 from pipeline.learning.deepspeed_json import read_json
-from pipeline.learning.engine import deepspeed_values
+from pipeline.learning.engine import deepspeed_values, local_device
 from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
 from pipeline.releases.storage import Storage, list_source, source_root
 
@@ -85,10 +84,10 @@ def plan_run(config: Config) -> TrainingRun:
     json = read_json(config.deepspeed)
     if config.resources.workers:
         deepspeed_values(train, json, config.resources.workers)
-    elif config.resources.gpu and not torch.cuda.is_available():
-        raise RuntimeError("resources.gpu is true but torch sees no GPU here; set it to false")
-    elif json:
-        log.info("resources.workers is 0: plain torch in this process, the deepspeed section is not used")
+    else:
+        local_device(gpu=config.resources.gpu)
+        if json:
+            log.info("resources.workers is 0: plain torch in this process, the deepspeed section is not used")
     storage = Storage(config.run.dir)
     if not config.run.resume and storage.list(config.run.name):
         raise ValueError(

@@ -204,6 +204,17 @@ def local_rows(global_batch_size: int, ranks: int) -> int:
     return global_batch_size // ranks
 
 
+def local_device(*, gpu: bool) -> str:
+    """Return the device of a run in one process.
+
+    Raises:
+        RuntimeError: a GPU is asked for and there is none.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise RuntimeError("resources.gpu is true but torch sees no GPU here; set it to false")
+    return "cuda" if gpu else "cpu"
+
+
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, quietly and without a compiler where it lets us."""
     if device.type == "cpu":
