@@ -128,8 +128,8 @@ def commands(folders: Folders, model: str) -> list[Command]:
             "Train with half the bits",
             ".venv/bin/hashfleet train --config jobs/configs/scenes_jdsh_64.yaml --set method.code_length=32 "
             f"--set run.name=jdsh_32 --set run.dir={root}/runs --set data.path={root}/corpus",
-            "Every setting can be given like this; --print-config shows them all. `hashfleet evaluate` with "
-            "the same settings judges the new model.",
+            "Every setting can be given like this; --print-config shows them all. The last line names "
+            "the new model.",
         ),
         Command(
             "Look at data of your own",

@@ -110,27 +110,26 @@ def spread_chart(curves: Curves, pair_distances: np.ndarray) -> Markup:
 def describe_bits(bits: Bits) -> dict[str, Any]:
     """Return the charts and figures of one side's bits."""
     others = np.abs(bits.correlation[~np.eye(len(bits.correlation), dtype=bool)])
-    health, rows = bits.health, bits.sharing
+    health = bits.health
     return {
         "title": f"{bits.side.capitalize()} codes",
         "bars": bar_chart(
             bits.ones,
-            Axis("bit; its height is the share of rows in which it is 1", (0, len(bits.ones))),
+            Axis("bits; height: share of rows in which it is 1", (0, len(bits.ones))),
             Axis("share of ones", (0, 0.5, 1)),
             middle=0.5,
             title=f"Share of ones of each {bits.side} bit",
         ),
         "square": shade_square(bits.correlation, title=f"Correlation of {bits.side} bits"),
-        "mean_correlation": float(others.mean()) if len(others) else 0.0,
-        "largest_correlation": float(others.max(initial=0)),
         "facts": [
             ("mean imbalance", f"{health['balance']:.3f}"),
-            ("worst", f"{health['worst_balance']:.3f}"),
+            ("largest imbalance", f"{health['worst_balance']:.3f}"),
             ("entropy", f"{health['entropy']:.3f}"),
             ("dead bits", f"{health['dead_bits']:.0f}"),
-            ("distinct codes", number(health["distinct_codes"])),
+            ("mean correlation", f"{others.mean() if len(others) else 0.0:.3f}"),
+            ("largest correlation", f"{others.max(initial=0):.3f}"),
             ("collisions", f"{100 * health['collisions']:.1f} %"),
-            ("rows that share a code", number(rows)),
+            ("rows sharing a code", number(bits.sharing)),
         ],
     }
 

@@ -96,7 +96,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, title: str) -> Mar
 
 def bar_chart(values: np.ndarray, x: Axis, y: Axis, *, middle: float, title: str) -> Markup:
     """Draw a bar for each value, up or down from a middle line."""
-    frame = Frame(x, y, width=640, height=200)
+    frame = Frame(x, y, height=180)
     base, step = frame.up(middle), frame.across(1) - frame.across(0)
     body = [frame.grid()]
     for position, value in enumerate(values):
