@@ -62,7 +62,7 @@ def nearest(parts: Sequence[Part], codes: np.ndarray, k: int, *, threads: int) -
     tasks = _tasks(_views(parts), words, threads=threads)
     rankings = _run(lambda task: _rank(parts, task, words[task.queries], k=k), tasks)
     by_rows = tasks[0].queries == tasks[-1].queries
-    best = _merge(parts, rankings, k=k) if by_rows else _joined(rankings)
+    best = merge(parts, rankings, k=k) if by_rows else _joined(rankings)
     part, row = (best.places >> PART).astype(np.int32), best.places & ROW
     return Nearest(best.distances.astype(np.int32), best.ids, part, row)
 
@@ -168,7 +168,7 @@ class _Work:
     def best(self) -> Ranking:
         """Return the first k of all so far; no candidates are left."""
         kernels.open_part(self.candidates)
-        best, line = _new_ranking(len(self.candidates.filled), self.k), _new_ranking(1, self.capacity)
+        best, line = new_ranking(len(self.candidates.filled), self.k), new_ranking(1, self.capacity)
         undecided = np.zeros(len(best.filled), np.bool_)
         ranking.rank_candidates(self.candidates, self.ids, best, line, undecided)
         for query in np.flatnonzero(undecided).tolist():
@@ -178,14 +178,14 @@ class _Work:
             ids = [int(self.parts[place >> PART].ids[place & ROW]) for place in places]
             _rank_by_key(self.parts, list(zip(distances, ids, places, strict=True)), best, query=query)
         self.candidates.filled[:] = self.candidates.start[:] = 0
-        return _merge(self.parts, [*self.ranked, best], k=self.k)
+        return merge(self.parts, [*self.ranked, best], k=self.k)
 
 
-def _merge(parts: Sequence[Part], rankings: list[Ranking], *, k: int) -> Ranking:
+def merge(parts: Sequence[Part], rankings: list[Ranking], *, k: int) -> Ranking:
     """Return the first k of several rankings of the same queries."""
     if len(rankings) == 1:
         return rankings[0]
-    best = _new_ranking(len(rankings[0].filled), k)
+    best = new_ranking(len(rankings[0].filled), k)
     undecided = np.zeros(len(best.filled), np.bool_)
     columns = [[one.places.shape[1], *(column.ctypes.data for column in one)] for one in rankings]
     ranking.merge(np.array(columns, np.int64), best, undecided)
@@ -218,7 +218,7 @@ def _joined(rankings: list[Ranking]) -> Ranking:
     return rankings[0] if len(rankings) == 1 else Ranking(*map(np.concatenate, zip(*rankings, strict=True)))
 
 
-def _new_ranking(queries: int, k: int) -> Ranking:
+def new_ranking(queries: int, k: int) -> Ranking:
     return Ranking(
         filled=np.zeros(queries, np.int64),
         distances=np.empty((queries, k), np.int64),

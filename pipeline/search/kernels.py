@@ -20,6 +20,7 @@ from pipeline.search.ranking import PART, Candidates, compiled, inlined, instruc
 
 LANES = 32  # rows per test; 64 is no faster with AVX-512 and slower with AVX2, which has half the registers
 BLOCK_BYTES = 16 << 10  # planes of one block: half of a first-level cache of 32 KiB
+FEW = 8  # queries; for no more than that, copying codes of one word onto cache lines does not pay
 
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I64, LANES)
@@ -94,7 +95,7 @@ def _distances(builder: Any, kind: Any, where: Any) -> Any:
         place = builder.bitcast(builder.gep(rows, [builder.mul(word, stride)]), kind.as_pointer())
         bits = builder.load(builder.gep(wanted, [word]))
         bits = bits if kind is _I64 else _splat(builder, bits)
-        return builder.call(ctpop, [builder.xor(builder.load(place, align=8), bits)])
+        return builder.call(ctpop, [builder.xor(builder.load(place, align=1), bits)])
 
     total = cgutils.alloca_once_value(builder, distances(_I64(0)))
     with cgutils.for_range(builder, words, start=_I64(1)) as loop:
@@ -139,9 +140,9 @@ def search_part(codes: Any, span: Any, queries: Any, candidates: Candidates, k: 
     part, start, stop = span
     planes = _new_planes(queries.shape[1])
     for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, part, (first, stop))
+        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
         for query in range(queries.shape[0]):
-            words = queries.ctypes.data + 8 * query * block.words
+            words = _address(queries) + 8 * query * block.words
             at = _skip(block, 0, words, candidates.cut[query] + candidates.ties[query])
             if at < block.rows:
                 _note(block, at, words, (candidates, query), k)
@@ -153,9 +154,9 @@ def count_within(codes: Any, span: Any, queries: Any, limit: int, counts: Any) -
     part, start, stop = span
     planes = _new_planes(queries.shape[1])
     for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, part, (first, stop))
+        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
         for query in range(queries.shape[0]):
-            words = queries.ctypes.data + 8 * query * block.words
+            words = _address(queries) + 8 * query * block.words
             for at in range(0, block.rows, LANES):
                 counts[query] += _popcount(_near(block, at, words, limit))
 
@@ -167,9 +168,9 @@ def collect_within(codes: Any, span: Any, queries: Any, limit: int, output: Any)
     part, start, stop = span
     planes = _new_planes(queries.shape[1])
     for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, part, (first, stop))
+        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
         for query in range(queries.shape[0]):
-            words = queries.ctypes.data + 8 * query * block.words
+            words = _address(queries) + 8 * query * block.words
             at = _skip(block, 0, words, limit)
             while at < block.rows:
                 near = _near(block, at, words, limit)
@@ -183,37 +184,45 @@ def collect_within(codes: Any, span: Any, queries: Any, limit: int, output: Any)
 
 
 @compiled
+def _address(array: Any) -> Any:
+    """Return where an array starts; signed, as the sum of a signed and an unsigned number is a float."""
+    return np.int64(array.ctypes.data)
+
+
+@compiled
 def _new_planes(words: int) -> Any:
     """Return (words, rows of a block) uint64 that start on a cache line, so that no vector crosses two."""
     rows = max(LANES, BLOCK_BYTES // 8 // words // LANES * LANES)
     room = np.empty(words * rows + 8, np.uint64)
-    start = -(room.ctypes.data // 8) % 8
+    start = -(_address(room) // 8) % 8
     return room[start : start + words * rows].reshape(words, rows)
 
 
 @compiled
-def _fill(planes: Any, codes: Any, part: int, span: Any) -> Any:
+def _fill(planes: Any, codes: Any, span: Any, few: bool) -> Any:
     """Turn rows of a part into planes, as many as there are and fit."""
-    first, stop = span
+    part, first, stop = span
     rows, size = min(planes.shape[1], stop - first), codes.shape[1]
-    address = codes.ctypes.data + first * size
+    address, place = _address(codes) + first * size, part << PART | first
+    if few and size == 8 and rows == planes.shape[1]:
+        return _Block(address, 1, rows, place, rows)
     for word in range(size // 8):
         for row in range(rows):
             planes[word, row] = _load_word(address + row * size + 8 * word)
     tail = size % 8
     if tail:
-        end = codes.ctypes.data + codes.size
+        end = _address(codes) + codes.size
         mask = (_ONE << np.uint64(8 * tail)) - _ONE
         for row in range(rows):
-            place = address + (row + 1) * size - tail
-            if place + 8 <= end:
-                planes[size // 8, row] = _load_word(place) & mask
+            last = address + (row + 1) * size - tail
+            if last + 8 <= end:
+                planes[size // 8, row] = _load_word(last) & mask
             else:  # a whole word would pass the end of the codes
                 value = np.uint64(0)
                 for byte in range(tail):
                     value |= np.uint64(codes[first + row, size - tail + byte]) << np.uint64(8 * byte)
                 planes[size // 8, row] = value
-    return _Block(planes.ctypes.data, planes.shape[0], planes.shape[1], part << PART | first, rows)
+    return _Block(_address(planes), planes.shape[0], planes.shape[1], place, rows)
 
 
 @compiled
