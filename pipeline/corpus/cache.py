@@ -1,7 +1,5 @@
 """Decoded rows kept in memory, up to a limit. First come, first kept: no eviction, so no timing enters."""
 
-from typing import Any
-
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
@@ -46,14 +44,17 @@ class RowCache:
     def _open(self, arrays: Arrays) -> None:
         """Lay out room by the size of the first rows; the system gives memory when it is written to."""
         count = len(arrays["key"])
-        self._capacity = min(self._rows, self._limit // max(1, sum(map(_size, arrays.values())) // count))
+        self._capacity = min(
+            self._rows, self._limit // max(1, sum(map(array_bytes, arrays.values())) // count)
+        )
         self._kept = {
             name: np.empty((self._capacity, *array.shape[1:]), array.dtype) for name, array in arrays.items()
         }
 
 
-def _size(array: np.ndarray) -> int:
+def array_bytes(array: np.ndarray) -> int:
+    """Return the memory that an array takes, its strings included."""
     if array.dtype != object:
         return array.nbytes
-    values: list[Any] = array.tolist()
+    values: list[str] = array.tolist()
     return sum(OBJECT_BYTES + len(value) for value in values)

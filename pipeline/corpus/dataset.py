@@ -12,6 +12,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipeline.corpus.cache import Arrays, RowCache
+from pipeline.corpus.cache import Arrays, RowCache, array_bytes
 from pipeline.corpus.decode import InputRecipe, Pairs, decode_pairs
 from pipeline.corpus.listing import Listing, TrainChunk
 from pipeline.corpus.plan import EpochPlan
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 FEW_ROWS = 512
 """Up to so many rows are decoded where they are needed: a Ray Data pipeline takes longer to start."""
+
+FEW_RANKS = 8
+"""Up to so many ranks each decode all rows that fit in memory; more would do so for the others' sake."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Feed:
 
     def _windows(self, windows: list[np.ndarray]) -> Iterator[Arrays]:
         """Yield the arrays of each window: from memory where they are, decoded where not."""
-        missing = [list(self._pieces(rows[~self._cache.holds(rows)])) for rows in windows]
+        missing = [list(self._pieces(self._missing(rows))) for rows in windows]
         decoded = iter(self._decode(self._reader, [piece for pieces in missing for _, piece in pieces]))
         replaced: Counter[str] = Counter()
         for rows, pieces in zip(windows, missing, strict=True):
@@ -221,6 +225,27 @@ class Feed:
                 self._cache.put(numbers, result.arrays)
             yield reordered(stacked(parts), np.concatenate(order), rows)
         self._tell(replaced)
+
+    def _missing(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows to decode for a window: where all may stay in memory, whole chunks at a time.
+
+        Otherwise the other ranks' rows, which the next epochs ask for, would cost every one of these epochs
+        a pipeline of its own.
+        """
+        missing = rows[~self._cache.holds(rows)]
+        if not len(missing) or not self._keeps_all:
+            return missing
+        chunks = np.unique(np.searchsorted(self._first_rows, missing, side="right") - 1)
+        every = np.concatenate([np.arange(*self._first_rows[chunk : chunk + 2]) for chunk in chunks])
+        return every[~self._cache.holds(every)]
+
+    @cached_property
+    def _keeps_all(self) -> bool:
+        """Tell whether all rows fit in memory, judged by the first, and are worth it on so many ranks."""
+        if self._ranks > FEW_RANKS or not self._config.cache_bytes:
+            return False
+        first = self._reader(Piece(self._listing.chunks[0], np.arange(1))).arrays
+        return self._listing.rows * sum(map(array_bytes, first.values())) <= self._config.cache_bytes
 
     def _pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Piece]]:
         """Cut rows into pieces of one chunk each, in the order of the source."""

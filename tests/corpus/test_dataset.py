@@ -1,7 +1,7 @@
 """The feed of a rank: the rows of the plan, decoded, with and without Ray, cached or not."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.corpus.dataset import DecodeWithRay, Feed, FeedConfig, PieceReader, decode_here, multi_hot
+from pipeline.corpus.dataset import (
+    Decoded,
+    DecodeWithRay,
+    Feed,
+    FeedConfig,
+    Piece,
+    PieceReader,
+    decode_here,
+    multi_hot,
+)
 from pipeline.corpus.decode import InputRecipe
 from pipeline.corpus.listing import Listing, Selection, held_out, list_pairs
 from pipeline.corpus.plan import EpochPlan
@@ -102,6 +111,26 @@ def test_batches_are_the_same_whatever_the_cache_holds(corpus: Path, cache_bytes
         for mine, theirs in zip(plain.epoch(epoch), cached.epoch(epoch), strict=True):
             for name, values in mine.items():
                 np.testing.assert_array_equal(values, theirs[name])
+
+
+def test_rows_that_all_fit_in_memory_are_decoded_once(corpus: Path) -> None:
+    decoded: list[int] = []
+
+    def counting(reader: PieceReader, pieces: Sequence[Piece]) -> Iterable[Decoded]:
+        decoded.extend(len(piece.rows) for piece in pieces)
+        return decode_here(reader, pieces)
+
+    listing = listed(corpus)
+    half = feed(listing, rank=1, ranks=2, decode=counting)
+    for epoch in range(3):
+        list(half.epoch(epoch))
+    assert sum(decoded) == ROWS
+    decoded.clear()
+    tight = feed(listing, rank=1, ranks=2, decode=counting, cache_bytes=20 * 300)
+    for epoch in range(3):
+        list(tight.epoch(epoch))
+    own = 3 * BATCH // 2
+    assert 2 * own < sum(decoded) < 3 * own  # the own half in every epoch, but for what is kept
 
 
 def test_ranks_share_each_global_batch_and_go_on_from_any_step(corpus: Path) -> None:
