@@ -137,6 +137,8 @@ def _night(demo: Demo, name: str, model: str, before: RanNight | None = None) ->
     what = "compare, encode, index, publish" if before is None else "the same; what stands is reused"
     with demo.stage(name, "nothing has changed" if name == NIGHTS[2] else what) as figures:
         result = nightly.run(config, demo.args)
+        if result.status != "done":
+            raise RuntimeError(f"the {name} ended with status {result.status!r}: {result.details}")
         earlier = units_of(store, before.release) if before is not None else None
         figures["rows"] = result.counts["rows_read"] // 2  # a row is counted on both its sides
         figures["bytes_read"] = bytes_read(earlier, units_of(store, result.outputs["release"]))
