@@ -103,6 +103,18 @@ def test_a_killed_driver_goes_on_when_it_is_started_again(scenes: Path, tmp_path
     assert "going on from epoch" in again.stdout + again.stderr
 
 
+UNTIL_STDIN_ENDS = """
+import contextlib, os, signal, subprocess, sys
+ray = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+sys.stdin.read()  # ends when the tests do, however they end
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.killpg(0, signal.SIGTERM)
+with contextlib.suppress(subprocess.TimeoutExpired):
+    ray.wait(5)
+os.killpg(0, signal.SIGKILL)
+"""
+
+
 @contextlib.contextmanager
 def head(folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray head of its own, with a dashboard and token authentication; yield how to reach it."""
@@ -118,10 +130,12 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     arguments = [f"--{option}={port}" for option, port in zip(options, ports, strict=True)]
+    command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", *arguments]
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
-            ["ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", *arguments],
+            [sys.executable, "-c", UNTIL_STDIN_ENDS, *command],
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -129,8 +143,8 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
         try:
             yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            assert process.stdin is not None
+            process.stdin.close()
             process.wait()
 
 
