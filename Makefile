@@ -19,7 +19,7 @@ $(VENV)/.done-$(FAISS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, got " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if [ -z "$(GPU)" ] && curl -sfIo /dev/null --max-time 5 $(CPU_TORCH)/torch/; then index="--extra-index-url $(CPU_TORCH)"; fi; \
-	$(BIN)/python -m pip install -q --disable-pip-version-check $$index -c constraints.txt -e ".[cluster,$(FAISS),report,test]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$index -c constraints.txt -e ".[cluster,$(FAISS),fast,report,test]"
 	touch $@
 
 demo: setup  ## corpus -> train -> nights -> evaluate -> search -> demo/index.html, in minutes
