@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "dbrc": "cmh_models.dbrc:DBRC",
     "dscmh": "cmh_models.dscmh:DSCMH",
+    "hsidhn": "cmh_models.hsidhn:HSIDHN",
     "jdsh": "cmh_models.jdsh:JDSH",
 }
 """Name of a method -> module:class. Adding a method is one file and one line here."""

@@ -73,7 +73,7 @@ def quantisation(image: Any, text: Any, *, absolute: bool) -> Any:
     total = 0.0
     for i in range(rows):
         for j in range(bits):
-            sign = 1.0 if float(image[i, j] + text[i, j]) >= 0 else -1.0
+            sign = 1.0 if (image[i, j] + text[i, j]).item() >= 0 else -1.0
             for code in (image[i, j], text[i, j]):
                 total = total + ((code.abs() - 1).abs() if absolute else (sign - code) ** 2)
     return total / (rows * bits)
