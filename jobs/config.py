@@ -7,13 +7,15 @@ not train starts without them.
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jobs.explaining import explain
 from pipeline.corpus.decode import DecodeLimits
 from pipeline.corpus.schema import Columns
 
@@ -119,7 +121,7 @@ class Config(Section):
         Raises:
             ValueError: a key is unknown or a value does not fit.
         """
-        return validate(model, getattr(self, name), where=name)
+        return validate(model, getattr(self, name), prefix=f"{name}.")
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting with its default filled in; loads the owners of all sections."""
@@ -155,74 +157,120 @@ def load_config(
         ValueError: a source cannot be read, a key is unknown, or a value does not fit.
     """
     values = _read_yaml(path) if path else {}
+    texts: dict[str, _Text] = {}
     for name, text in sorted(environ.items()):
         if name.startswith("HASHFLEET_"):
-            keys = name.removeprefix("HASHFLEET_").lower().split("__")
-            _assign(values, keys, text, source=f"environment variable {name}")
+            key = ".".join(name.removeprefix("HASHFLEET_").lower().split("__"))
+            texts[key] = _Text(f"environment variable {name}", text)
+            _assign(values, key, texts[key].value(), source=texts[key].source)
     for override in overrides:
         key, separator, text = override.partition("=")
+        key = key.strip()
         if not separator:
             raise ValueError(f"--set takes section.key=value, got {override!r}")
-        _assign(values, key.strip().split("."), text, source=f"--set {key}")
-    return validate(Config, values, where=path or "config")
+        texts[key] = _Text(f"--set {key}", text)
+        _assign(values, key, texts[key].value(), source=texts[key].source)
+    _keep_texts(values, texts)
+
+    def where(name: str) -> str:
+        given = [key for key in texts if f"{name}.".startswith(f"{key}.")]
+        return texts[max(given, key=len)].source.removesuffix(f" {name}") if given else path or "config"
+
+    return validate(Config, values, where=where)
 
 
-def validate(model: type[Model], values: Any, *, where: str) -> Model:
+def validate(
+    model: type[Model], values: Any, *, prefix: str = "", where: Callable[[str], str] = lambda name: "config"
+) -> Model:
     """Check values against a pydantic model, with errors that name the setting and what was given.
 
+    Args:
+        prefix: of the names of its settings, such as "train.".
+        where: tells of a setting's dotted name which source gave it.
     Raises:
         ValueError: in one line, all that does not fit.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError(
-            f"{where}: " + "; ".join(_explain(model, issue) for issue in error.errors())
-        ) from None
+        raise ValueError(explain(error, model, prefix=prefix, where=where)) from None
 
 
-def _explain(model: type[BaseModel], issue: Any) -> str:
-    key = ".".join(str(part) for part in issue["loc"])
-    if issue["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; known: {', '.join(_known_keys(model, issue['loc'][:-1]))}"
-    message = issue["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, got {issue['input']!r}"
+class _Loader(yaml.SafeLoader):
+    """YAML in which a date is text, as every setting takes it, and no key may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
-def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            return ["(see the documentation of this section)"]
-        model = field.annotation
-    return sorted(model.model_fields)
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if not resolver[0].endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A value as the environment or the command line gives it."""
+
+    source: str
+    text: str
+
+    def value(self) -> Any:
+        """Read it as YAML; what is text then is taken to the letter, so that ' #' starts no comment."""
+        try:
+            value = yaml.load(self.text, _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.source}: not a YAML value: {self.text!r}") from error
+        quoted = self.text.lstrip()[:1] in ("'", '"')
+        return self.text.strip() if isinstance(value, str) and not quoted else value
+
+
+def _keep_texts(values: dict[str, Any], texts: Mapping[str, _Text]) -> None:
+    """Put back the letters of what YAML took for a number or a switch where a setting takes text."""
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        for issue in error.errors():
+            key = ".".join(str(part) for part in issue["loc"])
+            if (
+                issue["type"] == "string_type"
+                and key in texts
+                and not isinstance(issue["input"], list | dict)
+            ):
+                _assign(values, key, texts[key].text.strip(), source=texts[key].source)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    if Path(path).is_dir():
+        raise ValueError(f"--config takes a YAML file, got the folder {path}")
     if not Path(path).is_file():
         raise ValueError(f"no config file at {path}")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections (a mapping), got {type(values).__name__}")
-    return values
+    return {name: section for name, section in values.items() if section is not None}  # all commented out
 
 
-def _assign(values: dict[str, Any], keys: list[str], text: str, *, source: str) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, *, source: str) -> None:
+    keys = key.split(".")
     if len(keys) < 2 or not all(keys):
         raise ValueError(f"{source} must name a section and a key, like train.epochs")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not a YAML value: {text!r}") from error
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
+    for step in keys[:-1]:
+        if values.get(step) is None:
+            values[step] = {}
+        values = values[step]
         if not isinstance(values, dict):
-            raise ValueError(f"{source}: {key} is a value, not a section")
+            raise ValueError(f"{source}: {step} is a value, not a section")
     values[keys[-1]] = value

@@ -32,6 +32,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ("data: {split: {validation: 1.5}}", r"data.split.validation: input should be less than 1, got 1.5"),
         ("- a\n- b", r"must hold sections \(a mapping\), got list"),
         ("run: [", r"is not YAML"),
+        ("run: {seed: 1}\nrun: {name: a}", r"key 'run' stands twice .*line 1"),
+        ("data: {scenes: {row: 3}}", r"unknown key 'data.scenes.row'; known: queries, rows, rows_per_file, "),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_given(tmp_path: Path, text: str, message: str) -> None:
@@ -46,6 +48,9 @@ def test_a_wrong_setting_is_named_with_what_was_given(tmp_path: Path, text: str,
         ("seed=1", "must name a section and a key"),
         ("run.seed.deep=1", "seed is a value, not a section"),
         ("run.seed=[", "not a YAML value"),
+        ("run.seed=ten", r"^--set: run.seed: input should be a valid integer, .*, got 'ten'"),
+        ("store.url=x", r"^--set: unknown key 'store.url'; known: channel, "),
+        ("data.path=[a]", r"data.path: input should be a valid string, got \['a'\]"),
     ],
 )
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
@@ -53,9 +58,50 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str
         load_config(write(tmp_path, "run: {seed: 1}"), [override], {})
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
+def test_the_source_of_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    environ = {"HASHFLEET_STORE__URL": "x"}
+    with pytest.raises(
+        ValueError, match=r"c\.yaml: unknown key 'run.sead'.*; environment variable HASHFLEET"
+    ):
+        load_config(write(tmp_path, "run: {sead: 1}"), [], environ)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-22", "012", "on", "1e3", "a #1 b", "a: b".replace(": ", ":"), " x "]
+)
+def test_a_text_is_taken_to_the_letter_from_the_command_line_and_the_environment(text: str) -> None:
+    key = "encode.model"
+    assert load_config(None, [f"{key}={text}"], {}).encode.model == text.strip()
+    assert load_config(None, [], {"HASHFLEET_ENCODE__MODEL": text}).encode.model == text.strip()
+    assert load_config(None, [f"{key}='{text}'"], {}).encode.model == text
+
+
+def test_a_date_in_the_file_is_text(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "run: {name: 2026-11-22}"), environ={}).run.name == "2026-11-22"
+
+
+def test_a_section_whose_lines_are_all_commented_out_has_its_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, "store:\n  # uri: x\nrun: {seed: 3}\n")
+    assert load_config(file, environ={}).store.uri is None
+    assert load_config(file, ["store.uri=y"], {}).store.uri == "y"
+
+
+def test_the_keys_of_the_tower_that_is_named_are_listed(tmp_path: Path) -> None:
+    file = write(tmp_path, "towers: {image: {name: descriptor, hiden: 3}}")
+    with pytest.raises(
+        ValueError, match=r"unknown key 'towers.image.hiden'; known: hidden, image_size, name"
+    ):
+        load_config(file, environ={}).resolved()
+    file = write(tmp_path, "towers: {image: {name: resnet}}")
+    with pytest.raises(ValueError, match=r"towers.image.name must be one of 'descriptor', .*, got 'resnet'"):
+        load_config(file, environ={}).resolved()
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config file at nowhere\.yaml"):
         load_config("nowhere.yaml", environ={})
+    with pytest.raises(ValueError, match="--config takes a YAML file, got the folder"):
+        load_config(str(tmp_path), environ={})
 
 
 def test_a_setting_the_job_cannot_do_without_is_asked_for() -> None:
