@@ -1,9 +1,10 @@
 """The `hashfleet` command: `hashfleet train ...` is `python jobs/train.py ...`."""
 
 import importlib
+import json
 import sys
 
-from jobs.command import USAGE_ERROR, run_job
+USAGE_ERROR, INTERRUPTED = 2, 130
 
 JOBS = {
     "train": "train a hash network on image-text shards",
@@ -32,7 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     if name not in JOBS:
         print(f"unknown job {name!r}; known: {', '.join(JOBS)}", file=sys.stderr)
         return USAGE_ERROR
-    return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
+    try:
+        # Imported late: whoever asks for help waits for no library, and Ctrl-C is heard while they load.
+        from jobs.command import run_job
+
+        return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        line = {"job": name, "status": "failed", "outputs": {}, "metrics": {}, "counts": {}}
+        print(json.dumps(line | {"error": "interrupted"}), flush=True)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

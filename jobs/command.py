@@ -5,8 +5,10 @@ it needs them `add_arguments(parser)` and `WRITES = True` (it then takes --dry-r
 """
 
 import argparse
+import errno
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -15,14 +17,16 @@ from types import ModuleType
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
+from jobs.cli import INTERRUPTED, USAGE_ERROR
 from jobs.config import Config, load_config
+from jobs.explaining import explain
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
 
 Status = Literal["done", "refused", "failed", "locked"]
 EXIT_CODES: dict[Status, int] = {"done": 0, "failed": 1, "refused": 3, "locked": 4}
-USAGE_ERROR, INTERRUPTED = 2, 130
 
 EPILOG = """exit codes:
   0  done
@@ -55,6 +59,8 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
     ours and comes with its traceback.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
+    for library in ("botocore", "aiobotocore"):  # tell where each credential came from
+        logging.getLogger(library).setLevel(logging.WARNING)
     args = _parser(name, job).parse_args(argv)
     started = time.monotonic()
     config: Config | None = None
@@ -63,15 +69,17 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
         if args.print_config:
             print(yaml.safe_dump(config.resolved(), sort_keys=False), end="")
             return 0
+        kept = Storage(config.run.dir)
         result, code = job.run(config, args), None
     except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
         result, code = Result("failed", details={"error": "interrupted"}), INTERRUPTED
     except Exception as error:
         result, code = _failure(name, error, debug=args.debug)
     line = {"job": name, "status": result.status, "seconds": round(time.monotonic() - started, 3)}
     line |= {"outputs": result.outputs, "metrics": result.metrics, "counts": result.counts} | result.details
     if config is not None and code is None and not getattr(args, "dry_run", False):
-        _keep(config, name, line)
+        _keep(kept, config, name=name, line=line)
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     if code is not None:
@@ -110,14 +118,38 @@ def _failure(name: str, error: Exception, *, debug: bool) -> tuple[Result, int]:
         code, debug = EXIT_CODES["failed"], True
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = _in_words(error)
     print(f"{name}: {message}", file=sys.stderr)
     return Result("failed", details={"error": message}), code
 
 
-def _keep(config: Config, name: str, line: dict[str, Any]) -> None:
-    """Leave the result and the settings beside the outputs of the run."""
-    folder = Storage(config.run.dir)
-    folder.write(f"{config.run.name}/{name}/run.json", json.dumps(line, indent=1).encode())
+WHAT_TO_DO = {
+    errno.EACCES: "give this user access, or name another place",
+    errno.EPERM: "give this user access, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOTDIR: "a folder was expected above it; name another place",
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def _in_words(error: Exception) -> str:
+    """Return an error as one line; of the operating system's, where it was and what to do come along."""
+    if isinstance(error, ValidationError):
+        return explain(error)
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        told = f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}"
+        advice = WHAT_TO_DO.get(error.errno)
+        return " ".join(f"{told}; {advice}".split() if advice else told.split())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _keep(folder: Storage, config: Config, *, name: str, line: dict[str, Any]) -> None:
+    """Leave the result and the settings beside the outputs of the run; the run itself is over by now."""
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    folder.write(f"{config.run.name}/{name}/config.yaml", settings.encode())
+    try:
+        folder.write(f"{config.run.name}/{name}/run.json", json.dumps(line, indent=1).encode())
+        folder.write(f"{config.run.name}/{name}/config.yaml", settings.encode())
+    except OSError as error:
+        print(f"{name}: run.json is not kept: {_in_words(error)}; see run.dir", file=sys.stderr)

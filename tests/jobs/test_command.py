@@ -1,6 +1,7 @@
 """The shape of a job: exit codes, the result line, what is kept."""
 
 import argparse
+import errno
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+import jobs
 from jobs import cli, command
 from jobs.command import Result
 from jobs.config import Config
@@ -66,6 +69,62 @@ def test_the_result_and_the_settings_lie_beside_the_outputs(tmp_path: Path) -> N
 def test_an_error_of_the_user_is_one_line_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     command.run_job("probe", job(ValueError("k must be at least 1,\n got 0")), [])
     assert capsys.readouterr().err == "probe: k must be at least 1, got 0\n"
+
+
+def test_what_a_model_of_settings_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Settings(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        code_length: int = 64
+
+    try:
+        Settings.model_validate({"code_length": "many", "alhpa": 1})
+    except ValidationError as error:
+        assert command.run_job("probe", job(error), []) == 2
+    assert capsys.readouterr().err == (
+        "probe: code_length: input should be a valid integer, unable to parse string as an integer, "
+        "got 'many'; unknown key 'alhpa'\n"
+    )
+
+
+def test_an_error_of_the_system_says_where_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    try:
+        (tmp_path / "file" / "below").mkdir()
+    except OSError as error:
+        assert command.run_job("probe", job(error), []) == 1
+    said = capsys.readouterr().err
+    assert said == f"probe: {tmp_path}/file/below: Not a directory; {command.WHAT_TO_DO[errno.ENOTDIR]}\n"
+
+
+def test_a_result_that_cannot_be_kept_is_still_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert command.run_job("probe", job(Result()), ["--set", f"run.dir={tmp_path}/file"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["status"] == "done"
+    assert err.startswith("probe: run.json is not kept: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_place_for_results_that_is_no_place_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.run_job("probe", job(KeyError("it ran")), ["--set", "run.dir=ftp://x"]) == 2
+    assert "got scheme 'ftp'" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_libraries_of_a_job_load_is_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow_to_load.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path)])
+    monkeypatch.setitem(cli.JOBS, "slow_to_load", "a job of the test")
+    assert cli.main(["slow_to_load"]) == 130
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["error"], err) == ("interrupted", "slow_to_load: interrupted\n")
 
 
 @pytest.mark.parametrize("name", cli.JOBS)
