@@ -16,12 +16,20 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs
 import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 
 from pipeline.releases.storage.backend import SourceFile
 
 _MULTIPART_FROM = 64 << 20
 _CONFLICT_TRIES = 6
+_TRIES = {"mode": "standard", "total_max_attempts": 3}
 
 
 class S3Backend:
@@ -71,6 +79,8 @@ class S3Backend:
     def stat(self, path: str) -> SourceFile:
         with self._plain_errors(path):
             answer = self._call("head_object", Key=self._key(path))
+        if "ETag" not in answer:
+            raise OSError(f"{self.uri}: what answers is no S3 store, it gave no ETag; check AWS_ENDPOINT_URL")
         return SourceFile(path=path, size=answer["ContentLength"], token=answer["ETag"].strip('"'))
 
     def files(self, prefix: str) -> Iterator[SourceFile]:
@@ -119,16 +129,22 @@ class S3Backend:
         where = f"s3://{self.bucket}/{self._key(path)}".rstrip("/")
         try:
             yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise PermissionError(
                 f"{where}: no AWS credentials found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
                 " AWS_SECRET_ACCESS_KEY, or run where an instance role gives them"
             ) from error
+        except ParamValidationError as error:
+            raise ValueError(f"{where}: {' '.join(str(error).split())}; correct the uri") from error
         except BotoCoreError as error:
             raise ConnectionError(
                 f"{where}: the S3 endpoint cannot be used ({type(error).__name__});"
                 " check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network"
             ) from None  # the cause's own text holds the endpoint
+        except ValueError as error:
+            if not str(error).startswith("Invalid endpoint"):
+                raise
+            raise ConnectionError(f"{where}: AWS_ENDPOINT_URL must be like https://host:port") from None
         except OSError as error:
             raise _plain(error, where, self.bucket) from error
 
@@ -136,7 +152,8 @@ class S3Backend:
 def _plain(error: OSError, where: str, bucket: str) -> OSError:
     code = _code(error)
     if code == "NoSuchBucket":
-        return FileNotFoundError(f"{where}: there is no bucket {bucket!r}; create it or correct the uri")
+        # Not a FileNotFoundError: whoever asks whether a file is there must not take this for a no.
+        return OSError(f"{where}: there is no bucket {bucket!r}; create it or correct the uri")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{where}: no such file")
     if isinstance(error, PermissionError):
@@ -154,6 +171,15 @@ def _code(error: BaseException) -> str:
     return str(cause.response["Error"].get("Code", "")) if isinstance(cause, ClientError) else ""
 
 
+class _S3(s3fs.S3FileSystem):
+    """s3fs that gives a silent endpoint up after a minute and a half: two times botocore's tries of 15 s.
+
+    s3fs tries again what broke while a body was read, botocore what failed before.
+    """
+
+    retries = 2
+
+
 def _client() -> s3fs.S3FileSystem:
     """Return this process's connection; a fork or another AWS environment means another one."""
     chain = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
@@ -163,4 +189,10 @@ def _client() -> s3fs.S3FileSystem:
 @functools.lru_cache(maxsize=8)
 def _connect(process: int, chain: tuple[tuple[str, str], ...]) -> s3fs.S3FileSystem:
     # Parquet readers ask for exact ranges: s3fs' readahead would fetch up to 50 MiB beyond each.
-    return s3fs.S3FileSystem(use_listings_cache=False, default_cache_type="none", skip_instance_cache=True)
+    settings = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": _TRIES}
+    return _S3(
+        use_listings_cache=False,
+        default_cache_type="none",
+        skip_instance_cache=True,
+        config_kwargs=settings,
+    )
