@@ -1,7 +1,8 @@
 """Build the index parts that the codes of the present source need and the store lacks.
 
-A part is named by the code files it holds, so one that stands is never built again. Nothing is encoded:
-units without codes are an error. Nothing is published; `hashfleet nightly` does.
+A part is named by the code files it holds, so one that stands is never built again, and one that the
+current release has lost comes back as it was. Nothing is encoded: units without codes are an error. Nothing
+is published; `hashfleet nightly` does.
 
 example:
   hashfleet build_index --config jobs/configs/scenes_nightly.yaml --set encode.model=runs/scenes_jdsh_64/model
@@ -21,8 +22,10 @@ import argparse
 from jobs.command import Result
 from jobs.config import Config
 from jobs.night import next_tables, open_channel, open_night, plan, read_parent
+from jobs.source import undrawn
 from jobs.stages import build_parts, count_parts, find_code_files
 from pipeline.encoding.outcome import Outcome
+from pipeline.search.building import standing_parts
 
 WRITES = True
 
@@ -34,6 +37,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         RuntimeError: a unit has no codes yet.
     """
     current = open_channel(config).current_release()
+    if args.dry_run and undrawn(config):
+        return Result()
     night = open_night(config, args)
     parent = read_parent(night, current)
     wanted = plan(night, parent)
@@ -44,8 +49,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
             f"{len(missing)} code file(s) are missing, first of {missing[0]}; run `hashfleet encode` first"
         )
     units = next_tables(night, wanted, Outcome(found=found), parent)["units"]
+    standing = standing_parts(parent.parts, night.store)
     if args.dry_run:
-        counts = count_parts(night, units, parent.parts)
+        counts = count_parts(night, units, standing)
     else:
-        _, counts = build_parts(night, units, parent.parts)
+        _, counts = build_parts(night, units, standing)
     return Result(outputs={"store": night.store.uri}, counts=counts)

@@ -110,6 +110,19 @@ def build_part(codes: Mapping[str, pa.Table], *, recipe: str = "BFlat") -> PartF
     return PartFiles(faiss.serialize_index_binary(index).tobytes(), _ipc_bytes(keys), rows.num_rows)
 
 
+def count_rows(index: bytes, keys: bytes) -> tuple[int, int]:
+    """Return the rows of the two files of a part.
+
+    Raises:
+        ValueError: one of them is not what it should be.
+    """
+    try:
+        codes = faiss.deserialize_index_binary(np.frombuffer(index, np.uint8)).ntotal
+    except RuntimeError as error:
+        raise ValueError("FAISS cannot read it") from error
+    return codes, pa.ipc.open_file(pa.BufferReader(keys)).read_all().num_rows
+
+
 def _path_hash(path: str) -> int:
     return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "big")
 

@@ -16,6 +16,8 @@ from pipeline.releases.addresses import part_keys_path, part_path
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
 
+MEND = "restore it, or delete it and run `hashfleet build_index`, or roll back"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -61,7 +63,9 @@ def open_part(storage: Storage, row: Mapping[str, Any], *, code_length: int, cac
         # Without this flag FAISS reads a flat index into memory, and says nothing.
         index = faiss.read_index_binary(str(files[0]), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        raise ManifestError(f"{storage.where(index_name)} is no binary index that FAISS can read") from error
+        raise ManifestError(
+            f"{storage.where(index_name)} is no binary index that FAISS can read; {MEND}"
+        ) from error
     if not isinstance(index, faiss.IndexBinaryFlat):
         raise ManifestError(
             f"{storage.where(index_name)} is a {type(index).__name__}; this version searches IndexBinaryFlat"
@@ -69,11 +73,11 @@ def open_part(storage: Storage, row: Mapping[str, Any], *, code_length: int, cac
     try:
         keys = pa.ipc.open_file(pa.memory_map(str(files[1]))).read_all()
     except pa.ArrowException as error:
-        raise ManifestError(f"{storage.where(keys_name)} is no Arrow file: {error}") from error
+        raise ManifestError(f"{storage.where(keys_name)} is no Arrow file: {error}; {MEND}") from error
     if (index.d, index.ntotal, keys.num_rows) != (code_length, row["rows"], row["rows"]):
         raise ManifestError(
             f"{storage.where(index_name)}: the release says {row['rows']} codes of {code_length} bits, the "
-            f"files hold {index.ntotal} of {index.d} bits and {keys.num_rows} keys; restore them or roll back"
+            f"files hold {index.ntotal} of {index.d} bits and {keys.num_rows} keys; {MEND}"
         )
     return Part(index, keys)
 
@@ -90,11 +94,10 @@ def _local_file(storage: Storage, path: str, *, sha256: str, size: int, cache: P
     if local is None:
         return _cached(storage, path, sha256=sha256, size=size, cache=cache)
     if not local.is_file():
-        raise ManifestError(f"{local} is missing: a part of the release; restore it or roll back")
+        raise ManifestError(f"{local} is missing: a part of the release; {MEND}")
     if local.stat().st_size != size:
         raise ManifestError(
-            f"{local} has {local.stat().st_size} bytes, the release names {size} (sha256 {sha256}); "
-            "restore it or roll back"
+            f"{local} has {local.stat().st_size} bytes, the release names {size} (sha256 {sha256}); {MEND}"
         )
     return local
 
@@ -111,12 +114,11 @@ def _cached(storage: Storage, path: str, *, sha256: str, size: int, cache: Path)
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != sha256:
             raise ManifestError(
-                f"{storage.where(path)} is damaged: its sha256 is {found}, the release names {sha256}; "
-                "restore it or roll back"
+                f"{storage.where(path)} is damaged: its sha256 is {found}, the release names {sha256}; {MEND}"
             )
         fresh.replace(copy)
     except FileNotFoundError as error:
-        raise ManifestError(f"{storage.where(path)} is missing: a part of the release; roll back") from error
+        raise ManifestError(f"{storage.where(path)} is missing: a part of the release; {MEND}") from error
     finally:
         fresh.unlink(missing_ok=True)
     return copy
