@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.readers import Bytes, read_keys, read_labels
+from pipeline.corpus.readers import Bytes, have_null_labels, read_keys, read_labels
 from pipeline.corpus.recipe import DecodeLimits, InputRecipe
 from pipeline.corpus.schema import SIDES, ColumnMap, Side, sample_ids
 from pipeline.corpus.sides import SideRows, decode_image, open_side
@@ -66,7 +66,7 @@ class Pairs:
     image: Any  # as DecodedSide.values
     text: Any
     labels: list[np.ndarray] | None
-    dropped: dict[str, int]  # rows left out, by the reason of the first side that lacks them
+    dropped: dict[str, int]  # rows left out, by the reason of the first side that lacks them, or of labels
 
 
 def content_hash(data: Bytes) -> bytes:
@@ -105,13 +105,19 @@ def decode_table(
 def decode_pairs(table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, first_row: int = 0) -> Pairs:
     """Decode the rows that are complete on both sides; count the others by reason.
 
-    Labels come along where the source has them, an empty array for a null.
+    Labels come along where the source has them, an empty array for a null; a row with a null among its labels
+    is left out.
     """
     sides = decode_table(table, columns, recipe, first_row=first_row, hashes=False)
     image, text = sides["image"], sides["text"]
     rows, in_image, in_text = np.intersect1d(image.rows, text.rows, assume_unique=True, return_indices=True)
+    labels, faulty = None, np.empty(0, np.int64)
+    if columns.labels is not None:
+        column = table.column(columns.labels)
+        labels, faulty = read_labels(column), np.flatnonzero(have_null_labels(column)) + first_row
+    kept = ~np.isin(rows, faulty)
+    rows, in_image, in_text = rows[kept], in_image[kept], in_text[kept]
     keys = [image.keys[i] for i in in_image]
-    labels = None if columns.labels is None else read_labels(table.column(columns.labels))
     return Pairs(
         keys=keys,
         ids=sample_ids(keys),
@@ -119,7 +125,7 @@ def decode_pairs(table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, fi
         image=_take(image.values, in_image),
         text=_take(text.values, in_text),
         labels=None if labels is None else [labels[row - first_row] for row in rows],
-        dropped=_count_dropped(sides, range(first_row, first_row + table.num_rows)),
+        dropped=_count_dropped(sides, range(first_row, first_row + table.num_rows), faulty.tolist()),
     )
 
 
@@ -153,9 +159,9 @@ def _take(values: Any, positions: np.ndarray) -> Any:
     return values[positions] if isinstance(values, np.ndarray) else [values[i] for i in positions]
 
 
-def _count_dropped(sides: dict[Side, DecodedSide], rows: range) -> dict[str, int]:
-    """Count the rows that lack a side, by the reason of the first side that they lack."""
-    reasons: dict[int, str] = {}
+def _count_dropped(sides: dict[Side, DecodedSide], rows: range, faulty: Sequence[int]) -> dict[str, int]:
+    """Count the rows that lack a side, by the reason of the first side that they lack, and faulty ones."""
+    reasons = dict.fromkeys(faulty, "null among labels")
     for side in reversed(SIDES):
         decoded = sides[side]
         rejected = {reject.row: reject.reason for reject in decoded.rejects}

@@ -40,7 +40,7 @@ def decode_picture(data: bytes | memoryview, size: int, *, crop: bool, max_pixel
     except UnidentifiedImageError:
         raise ValueError(f"not an image: expected {', '.join(FORMATS)}; got {_peek(data)}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image too large: {error}") from error
+        raise ValueError(f"image too large: must have at most {max_pixels} pixels: {error}") from error
     except MemoryError:  # our trouble, not the picture's
         raise
     except Exception as error:  # Pillow's parsers raise whatever a hostile file leads them to

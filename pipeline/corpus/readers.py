@@ -25,8 +25,16 @@ def read_keys(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def read_labels(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """Return the labels of each row as an int64 array; empty for a null."""
-    return [np.asarray(labels or (), dtype=np.int64) for labels in column.to_pylist()]
+    """Return the labels of each row as an int64 array; empty for a null. Nulls in a list are left out."""
+    lists = [[label for label in labels or () if label is not None] for labels in column.to_pylist()]
+    return [np.asarray(labels, dtype=np.int64) for labels in lists]
+
+
+def have_null_labels(column: pa.ChunkedArray) -> np.ndarray:
+    """Return (N,) bool: which rows have a null among their labels."""
+    if pc.list_flatten(column).null_count == 0:
+        return np.zeros(len(column), dtype=bool)
+    return np.array([None in (labels or ()) for labels in column.to_pylist()], dtype=bool)
 
 
 def read_bytes(column: pa.ChunkedArray) -> list[Bytes | None]:

@@ -151,7 +151,12 @@ class _Finder:
         given = getattr(self.columns, role)
         if given is not None and given not in self.schema.names:
             raise self.missing(f"'{given}' (data.columns.{role})")
-        return given or next((name for name in ALIASES[role] if name in self.schema.names), None)
+        name = given or next((name for name in ALIASES[role] if name in self.schema.names), None)
+        if self.schema.names.count(name) > 1:
+            raise SchemaError(
+                f"{self.where}: column '{name}' stands more than once; drop or rename the others"
+            )
+        return name
 
     def typed(self, role: str, accepts: Callable[[pa.DataType], bool], expected: str) -> str | None:
         name = self.find(role)

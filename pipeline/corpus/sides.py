@@ -58,6 +58,22 @@ def decode_image(data: Bytes, recipe: InputRecipe) -> np.ndarray:
     )
 
 
+def decode_text(raw: Bytes, limit: int) -> str:
+    """Read a text of at most `limit` bytes.
+
+    Raises:
+        ValueError: "empty text", "text too large" or "text not UTF-8", then a colon and the detail.
+    """
+    _check_size(raw, limit, "text")
+    try:
+        text = str(raw, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text not UTF-8: {error}") from error
+    if not text.strip():
+        raise ValueError("empty text: must hold more than white space")
+    return text
+
+
 class _AbsentRows:
     def __init__(self, side: Side, count: int) -> None:
         self.side, self.present = side, np.zeros(count, dtype=bool)
@@ -104,7 +120,7 @@ class _TextRows:
         texts, faults = [], {}
         for position in positions:
             try:
-                texts.append(_decode_text(self.raw(position), self.limit))
+                texts.append(decode_text(self.raw(position), self.limit))
             except ValueError as error:
                 faults[position] = str(error)
         return texts, faults
@@ -136,17 +152,6 @@ class _FeatureRows:
             at = int(np.flatnonzero(~np.isfinite(row))[0])
             faults[int(position)] = f"feature not finite: feature {at} is {row[at]} as float32"
         return values[finite], faults
-
-
-def _decode_text(raw: Bytes, limit: int) -> str:
-    _check_size(raw, limit, "text")
-    try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text not UTF-8: {error}") from error
-    if not text.strip():
-        raise ValueError("empty text: must hold more than white space")
-    return text
 
 
 def _check_size(data: Bytes, limit: int, what: str) -> None:

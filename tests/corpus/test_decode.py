@@ -246,6 +246,17 @@ def test_null_labels_are_an_empty_set() -> None:
     assert [labels.tolist() for labels in pairs.labels or []] == [[], [3, 1]]
 
 
+def test_a_row_with_a_null_among_its_labels_is_left_out_and_counted() -> None:
+    labels = pa.array([[1], [2, None], [None], [], [4]], pa.list_(pa.int32()))
+    pictures = [*PICTURES[:2], b"", *PICTURES[:2]]
+    table = table_of(key=list("abcde"), image=pictures, text=list("abcde"), labels=labels)
+    pairs = decode_pairs(table, resolve_columns(table.schema, Columns(), where="t"), RECIPE, first_row=10)
+    assert (pairs.keys, pairs.rows.tolist(), pairs.text) == (list("ade"), [10, 13, 14], list("ade"))
+    assert [row.tolist() for row in pairs.labels or []] == [[1], [], [4]]
+    assert len(pairs.image) == 3
+    assert pairs.dropped == {"empty image": 1, "null among labels": 1}
+
+
 def test_several_chunks_of_a_column_are_read_as_one() -> None:
     rows = [{"key": str(i), "image": PICTURES[i % 3], "text": f"text {i}"} for i in range(7)]
     whole = pixels_and_texts(rows)

@@ -157,6 +157,19 @@ def test_a_source_without_what_is_needed_is_refused(schema: pa.Schema, message: 
         resolve_columns(schema, Columns(), where="a.parquet")
 
 
+def test_a_column_that_stands_twice_is_refused_if_it_is_needed() -> None:
+    twice = [
+        ("key", pa.string()),
+        ("text", pa.string()),
+        ("text", pa.string()),
+        ("x", pa.null()),
+        ("x", pa.null()),
+    ]
+    with pytest.raises(SchemaError, match="column 'text' stands more than once; drop or rename"):
+        resolve_columns(pa.schema(twice), Columns(), where="t", sides=("text",))
+    resolve_columns(pa.schema([*twice[:2], *twice[3:]]), Columns(), where="t", sides=("text",))
+
+
 def test_a_source_with_neither_side_is_refused_whatever_is_asked() -> None:
     with pytest.raises(SchemaError, match="no column 'image' or 'text'; found: id"):
         resolve_columns(schema_of(id=pa.int64()), Columns(), where="a.parquet", sides=[])
