@@ -22,6 +22,7 @@ import logging
 from jobs.command import Result
 from jobs.config import Config
 from jobs.night import add_limits, next_tables, open_channel, open_night, plan, print_plan, read_parent
+from jobs.source import undrawn
 from jobs.stages import encode_units
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
 from pipeline.releases.manifest import create_store
@@ -35,6 +36,8 @@ add_arguments = add_limits
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Encode what neither the current release nor the store holds."""
     current = open_channel(config).current_release()
+    if args.dry_run and undrawn(config):
+        return Result()
     night = open_night(config, args)
     parent = read_parent(night, current)
     wanted = plan(night, parent)

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config import Config
-from jobs.source import source_uri
+from jobs.config import Config, validate
+from jobs.source import source_files, source_uri
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.models import ModelFacts, artefact, keep_model, read_facts
@@ -23,6 +24,7 @@ from pipeline.releases.manifest import (
     PARTS,
     REJECTS,
     UNITS,
+    ManifestError,
     ReleaseManifest,
     ReleaseRecipe,
     check_store,
@@ -30,7 +32,7 @@ from pipeline.releases.manifest import (
     read_table,
 )
 from pipeline.releases.planning import Plan, plan_night
-from pipeline.releases.storage import Storage, list_source, source_root
+from pipeline.releases.storage import Storage, source_root
 from pipeline.search.indexing import IndexConfig
 
 log = logging.getLogger(__name__)
@@ -97,8 +99,9 @@ def open_night(config: Config, args: argparse.Namespace) -> Night:
     """
     for name in ("max_reject_fraction", "max_refused_units"):
         if (value := getattr(args, name, None)) is not None:
-            encode = type(config.encode).model_validate(config.encode.model_dump() | {name: value})
-            config = config.model_copy(update={"encode": encode})
+            encode = config.encode.model_dump() | {name: value}
+            checked = validate(type(config.encode), encode, prefix="encode.", where=lambda name: "arguments")
+            config = config.model_copy(update={"encode": checked})
     store = Storage(config.require("store.uri"))
     index = config.section("index", IndexConfig)
     uri = source_uri(config)
@@ -110,19 +113,34 @@ def open_night(config: Config, args: argparse.Namespace) -> Night:
             precision=config.encode.precision,
             gpu=config.resources.gpu,
         )
-    return Night(config, uri, Source(source_root(uri), facts.recipe, SIDES), store, facts, index)
+    return Night(config, uri, Source(_source(uri, store), facts.recipe, SIDES), store, facts, index)
+
+
+def _source(uri: str, store: Storage) -> Storage:
+    """Return the root of the source, which the store must not lie in."""
+    root = source_root(uri)
+    place = str(Path(store.uri).resolve()) if store.uri.startswith("/") else store.uri
+    if root.uri == Storage(uri).uri and f"{place}/".startswith(f"{root.uri}/"):
+        raise ValueError(
+            f"store.uri {store.uri} lies inside data.path {uri}, where its own files would be taken for "
+            "units; name another place for one of the two"
+        )
+    return root
 
 
 def open_channel(config: Config) -> Log:
     """Return the log of the channel that the settings name.
 
     Raises:
-        ManifestError: the store is of a newer format.
+        ManifestError: the store is of a newer format, or it has lost its store.json.
     """
     store = Storage(config.require("store.uri"))
+    channel = Log(store, config.store.channel)
     if store.exists("store.json"):
         check_store(store)
-    return Log(store, config.store.channel)
+    elif channel.newest() is not None:
+        raise ManifestError(f"{store.where()} has a log but no store.json; restore the file")
+    return channel
 
 
 def read_parent(night: Night, digest: str | None) -> Parent:
@@ -151,14 +169,8 @@ def plan(night: Night, parent: Parent) -> Plan:
     Raises:
         ValueError: the source holds no Parquet file.
     """
-    try:
-        files = list_source(night.uri)
-    except FileNotFoundError as error:
-        raise ValueError(f"data.path: {error}") from error
-    if not files:
-        raise ValueError(f"{night.uri} holds no .parquet file: an empty corpus makes no release")
     return plan_night(
-        files,
+        source_files(night.uri),
         night.facts.fingerprints,
         recipes=night.recipes,
         parent_units=parent.units,
@@ -201,6 +213,20 @@ def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> d
     same_towers = parent.units.filter(pc.is_in(parent.units["side"], value_set=pa.array(usable, pa.string())))
     units = next_units(plan, outcome, same_towers)
     return {"units": units, "rejects": next_rejects(units, outcome, parent.rejects)}
+
+
+def check_codes(night: Night, units: pa.Table) -> None:
+    """Check that a release would hold a code at all.
+
+    Raises:
+        ValueError: the source has no row.
+        RuntimeError: none of its rows could be encoded.
+    """
+    if pc.sum(units["encoded"]).as_py():
+        return
+    if not pc.sum(units["read"]).as_py() and not pc.any(units["stale"]).as_py():
+        raise ValueError(f"{night.uri} has no row in its units: an empty corpus makes no release")
+    raise RuntimeError(f"{night.uri}: not one row has a code, on either side; look at the rejects")
 
 
 @contextmanager

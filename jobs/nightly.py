@@ -27,6 +27,7 @@ from jobs.night import (
     Night,
     Parent,
     add_limits,
+    check_codes,
     is_current,
     kept_alive,
     next_tables,
@@ -36,6 +37,7 @@ from jobs.night import (
     print_plan,
     read_parent,
 )
+from jobs.source import undrawn
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
 from pipeline.releases.heads import Entry, Lease, Log
 from pipeline.releases.manifest import create_store, write_release
@@ -51,6 +53,8 @@ add_arguments = add_limits
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Publish a release of the present source, unless the current one is it already."""
     channel = open_channel(config)
+    if args.dry_run and undrawn(config):
+        return Result()
     newest = channel.newest()
     if _is_locked(newest):
         return _locked(newest)
@@ -89,6 +93,7 @@ def _work(night: Night, wanted: Plan, parent: Parent, *, channel: Log, lease: Le
         max_reject_fraction=limits.max_reject_fraction,
         max_refused_units=limits.max_refused_units,
     )
+    check_codes(night, tables["units"])
     tables["parts"], parts = build_parts(night, tables["units"], parent.parts)
     release = write_release(night.store, night.release_recipe, tables=tables)
     counts = count_rows(outcome, wanted) | parts

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 from jobs.config import Config, ScenesConfig
 from pipeline.corpus.scenes import write_corpus
+from pipeline.releases.storage import SourceFile, list_source
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,35 @@ def source_uri(config: Config) -> str:
                 f"data.scenes draws into a local folder, got data.path {path}; drop one of the two"
             )
         return path
-    folder = Path(path).resolve()
+    folder = Path(path).expanduser().resolve()
     if scenes is not None and not folder.exists():
         _draw(folder, scenes)
     return str(folder)
+
+
+def undrawn(config: Config) -> bool:
+    """Tell whether the source is the built-in corpus and would have to be drawn first; a dry run must not."""
+    path = config.require("data.path")
+    drawn = "://" in path or Path(path).expanduser().exists()
+    if config.data.scenes is None or drawn:
+        return False
+    log.info("would draw %d scenes into %s first", config.data.scenes.rows, path)
+    return True
+
+
+def source_files(uri: str) -> list[SourceFile]:
+    """List the units of a source, which must have some.
+
+    Raises:
+        ValueError: nothing is there, or no Parquet file.
+    """
+    try:
+        files = list_source(uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; see data.path") from error
+    if not files:
+        raise ValueError(f"{uri} holds no .parquet file: an empty corpus; see data.path")
+    return files
 
 
 def _draw(folder: Path, scenes: ScenesConfig) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.encoding.units import StoredCodes, UnitReport
+from pipeline.releases.addresses import rejects_path
 from pipeline.releases.manifest import REJECTS, UNITS
 from pipeline.releases.planning import Plan
 
@@ -109,9 +110,11 @@ def check_limits(
         mine = units.filter(pc.equal(units["side"], side))
         rejected, read = pc.sum(mine["rejected"]).as_py(), pc.sum(mine["read"]).as_py()
         if rejected > max_reject_fraction * read:
+            most = max(mine.to_pylist(), key=lambda row: int(row["rejected"]))
             raise RuntimeError(
                 f"{rejected} of {read} rows rejected on the {side} side, encode.max_reject_fraction allows "
-                f"{max_reject_fraction:g}; the reasons stand in the store under rejects/"
+                f"{max_reject_fraction:g}; {most['rejected']} of them are in {most['path']}: see "
+                f"{rejects_path(most['code'])} of the store; mend them or raise the limit"
             )
 
 

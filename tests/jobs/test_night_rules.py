@@ -16,7 +16,7 @@ from jobs import build_index, encode, nightly
 from jobs.command import run_job
 from jobs.night import kept_alive
 from pipeline.releases.heads import Log
-from pipeline.releases.manifest import read_release, read_table
+from pipeline.releases.manifest import create_store, read_release, read_table
 from pipeline.releases.storage import Storage
 from pipeline.search.retrieval import Release
 from tests.encoding.sources import BAD_ROWS, TOWERS, good_rows, many_rows, picture, tiny_method, write_rows
@@ -129,6 +129,10 @@ def test_too_many_rejects_publish_nothing_and_their_codes_are_kept(
     code, line, said = command([*overrides, "encode.max_reject_fraction=0.1"])
     assert (code, line["status"]) == (1, "failed")
     assert "7 of 37 rows rejected on the image side, encode.max_reject_fraction allows 0.1" in said
+    [named] = [
+        path for path in content(tmp_path / "store") if f"of them are in bad.parquet: see {path}" in said
+    ]
+    assert named.startswith("rejects/")
     assert Log(Storage(tmp_path / "store")).current_release() is None
     code, line, _ = command([*overrides, "encode.max_reject_fraction=0.1"], "--max-reject-fraction", "0.5")
     assert (code, line["counts"]["units_encoded"], line["counts"]["rows_encoded"]) == (0, 0, 0)
@@ -175,6 +179,7 @@ def test_the_chain_runs_on_s3(ray_cluster: str, s3_server: str, model: Path, tmp
 def test_a_held_lease_ends_the_run_with_exit_code_4(
     overrides: list[str], tmp_path: Path, command: Command
 ) -> None:
+    create_store(Storage(tmp_path / "store"))
     other = Log(Storage(tmp_path / "store"))
     assert other.acquire("someone else", 60) is not None
     code, line, said = command(overrides)
@@ -191,6 +196,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "encode image 0.parquet (new unit, " in said
     assert line["counts"]["units_total"] == 3
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("job", [nightly, encode, build_index])
+def test_a_dry_run_does_not_draw_the_corpus(
+    overrides: list[str], tmp_path: Path, command: Command, job
+) -> None:  # type: ignore[no-untyped-def]
+    undrawn = [*overrides, f"data.path={tmp_path}/drawn", "data.scenes={rows: 4, rows_per_file: 2}"]
+    before = sorted(tmp_path.rglob("*"))
+    code, line, said = command(undrawn, "--dry-run", job=job)
+    assert (code, line["status"], "would draw 4 scenes into" in said) == (0, "done", True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_source_without_the_columns_is_a_config_error_that_names_what_was_found(
@@ -214,6 +230,19 @@ def test_a_source_of_nothing_but_broken_units_is_one_clear_line(
     assert "3 unit(s) refused" in said.splitlines()[-1]
 
 
+def test_a_source_without_rows_or_without_a_good_one_makes_no_release(
+    source: Path, overrides: list[str], command: Command, tmp_path: Path
+) -> None:
+    for path in source.iterdir():
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    code, line, _ = command(overrides)
+    assert (code, "has no row in its units: an empty corpus" in line["error"]) == (2, True)
+    write_rows(source / "0.parquet", [("a", b"no picture", " ")])
+    code, line, _ = command(overrides)
+    assert (code, "not one row has a code, on either side" in line["error"]) == (1, True)
+    assert Log(Storage(tmp_path / "store")).current_release() is None
+
+
 def test_an_empty_or_missing_source_is_a_config_error(
     source: Path, overrides: list[str], command: Command, tmp_path: Path
 ) -> None:
@@ -233,7 +262,11 @@ def test_an_empty_or_missing_source_is_a_config_error(
         ("encode.model=nowhere", "no model at 'nowhere'"),
         ("encode.model=", "encode.model is not set"),
         ("store.uri=", "store.uri is not set"),
-        ("index.recipe=BIVF", "recipe: must be one of BFlat"),
+        ("index.recipe=BIVF", "index.recipe: must be one of BFlat"),
+        (
+            "encode.max_reject_fraction=2",
+            "encode.max_reject_fraction: input should be less than or equal to 1",
+        ),
     ],
 )
 def test_a_wrong_setting_ends_with_exit_code_2(
@@ -242,6 +275,54 @@ def test_a_wrong_setting_ends_with_exit_code_2(
     code, line, _ = command([*overrides, override])
     assert code == 2
     assert said in line["error"]
+
+
+def test_a_wrong_limit_ends_with_exit_code_2_by_the_name_of_its_setting(
+    overrides: list[str], command: Command
+) -> None:
+    code, line, _ = command(overrides, "--max-reject-fraction", "nan")
+    assert (code, line["error"]) == (
+        2,
+        "arguments: encode.max_reject_fraction: input should be less than or equal to 1, got nan",
+    )
+
+
+def test_a_store_inside_its_source_is_refused(
+    source: Path, overrides: list[str], command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(source)
+    for store in (source, source / "store", tmp_path / "link" / "store"):
+        code, line, _ = command([*overrides, f"store.uri={store}"])
+        assert (code, "lies inside data.path" in line["error"]) == (2, True)
+    assert sorted(path.name for path in source.iterdir()) == ["0.parquet", "1.parquet", "2.parquet"]
+
+
+def test_lost_parts_come_back_as_they_were_by_build_index(
+    overrides: list[str], tmp_path: Path, command: Command
+) -> None:
+    release = run(overrides).outputs["release"]
+    store, before = Storage(tmp_path / "store"), content(tmp_path / "store")
+    parts = [path for path in before if path.startswith("parts/")]
+    for path in parts[::3]:
+        store.delete(path)
+    _, line, _ = command(overrides, "--dry-run", job=build_index)
+    assert line["counts"]["parts_built"] > 0
+    assert command(overrides, job=build_index)[1]["counts"] == line["counts"]
+    assert content(tmp_path / "store") == before
+    assert Release.open(store.uri).digest == release
+
+
+def test_lost_codes_come_back_as_they_were_by_encode_under_a_new_channel(
+    overrides: list[str], tmp_path: Path, command: Command
+) -> None:
+    run(overrides)
+    store, before = Storage(tmp_path / "store"), content(tmp_path / "store")
+    codes = [path for path in before if path.startswith("codes/")]
+    store.delete(codes[0])
+    code, line, _ = command([*overrides, "index.part_boundary=1"])
+    assert (code, "`hashfleet encode` under a new store.channel" in line["error"]) == (1, True)
+    assert run([*overrides, "store.channel=mend"], job=encode).counts["units_encoded"] == 1
+    assert content(tmp_path / "store").items() >= before.items()
 
 
 def test_a_unit_that_the_model_cannot_take_is_refused_and_the_night_says_why(
@@ -269,6 +350,9 @@ def test_a_store_that_does_not_fit_is_one_clear_line(
     store.delete(f"releases/{release}.json")
     code, line, _ = command(overrides)
     assert (code, f"there is no release {release} in this store" in line["error"]) == (1, True)
+    store.delete("store.json")
+    code, line, _ = command(overrides)
+    assert (code, "has a log but no store.json; restore the file" in line["error"]) == (1, True)
     store.write("store.json", b'{"format": 99}')
     code, line, _ = command(overrides)
     assert (code, "has format 99, this version reads up to 1" in line["error"]) == (1, True)
