@@ -56,6 +56,8 @@ def _list(log: Log, digest: str | None) -> Result:
         else:
             mark = "  current" if name == current else ""
             print(f"{name}  {release.totals['units']:>5}  {release.totals['parts']:>5}{mark}")
+    if current is not None and current not in releases:
+        print(f"{current}  missing: the log names it as current; restore releases/{current}.json")
     return Result(outputs={"release": current}, counts={"entries": len(history), "releases": len(releases)})
 
 

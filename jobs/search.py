@@ -18,12 +18,14 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
     sys.exit(main(["search", *sys.argv[1:]]))
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs.command import Result
 from jobs.config import Config
+from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
 from pipeline.search.retrieval import DIRECTIONS, Hits, Release
 
@@ -48,7 +50,7 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     store = Storage(config.require("store.uri"))
     release = Release.open(store.uri, config.store.channel, sides=[DIRECTIONS[direction]])
     if args.code is not None:
-        code = _code_from_hex(args.code)
+        code = _code_from_hex(args.code, release)
     else:
         code = _encode(config, args, release=release, store=store)
     hits = release.search(code, args.k, direction)
@@ -75,11 +77,17 @@ def _direction(args: argparse.Namespace) -> Any:
     return own or args.direction
 
 
-def _code_from_hex(text: str) -> np.ndarray:
+def _code_from_hex(text: str, release: Release) -> np.ndarray:
     try:
-        return np.frombuffer(bytes.fromhex(text), np.uint8)[None]
+        code = bytes.fromhex(text)
     except ValueError as error:
         raise ValueError(f"--code must be hex digits, two per byte, got {text!r}") from error
+    if 8 * len(code) != release.code_length:
+        raise ValueError(
+            f"--code must be {release.code_length // 4} hex digits, for the {release.code_length}-bit codes "
+            f"of release {release.digest}, got {2 * len(code)}"
+        )
+    return np.frombuffer(code, np.uint8)[None]
 
 
 def _encode(config: Config, args: argparse.Namespace, *, release: Release, store: Storage) -> np.ndarray:
@@ -88,12 +96,19 @@ def _encode(config: Config, args: argparse.Namespace, *, release: Release, store
     from pipeline.encoding.models import open_model
 
     side: Side = "text" if args.text is not None else "image"
-    method = open_model(config.encode.model or release.recipe.model, store)
+    try:
+        method = open_model(config.encode.model or release.recipe.model, store)
+    except ValueError as error:
+        if config.encode.model:
+            raise
+        raise ManifestError(
+            f"the model of release {release.digest}: {error}; restore it, or name its folder as encode.model"
+        ) from error
     if config.encode.model:
         _check_model(method, side, release=release, name=config.encode.model)
     if method.spec["towers"][side]["name"] == "features":
         raise ValueError(f"the {side} tower of this model takes features; search by --code instead")
-    values = _text(args.text) if side == "text" else _pixels(args.image, method, config=config)
+    values = _text(args.text, config) if side == "text" else _pixels(args.image, method, config=config)
     return encode_side(method, side, values, tile=config.encode.tile)
 
 
@@ -113,10 +128,13 @@ def _check_model(method: "HashMethod", side: "Side", *, release: Release, name: 
         )
 
 
-def _text(text: str) -> list[str]:
-    if not text.strip():
-        raise ValueError("--text must hold more than white space")
-    return [text]
+def _text(text: str, config: Config) -> list[str]:
+    from pipeline.corpus.sides import decode_text
+
+    try:
+        return [decode_text(os.fsencode(text), config.data.limits.max_text_bytes)]
+    except ValueError as error:
+        raise ValueError(f"--text: {error}") from error
 
 
 def _pixels(path: str, method: "HashMethod", *, config: Config) -> np.ndarray:

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.config import Config
+from jobs.source import source_files
 from pipeline.corpus.decode import Pairs, decode_pairs
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.corpus.schema import SIDES, ColumnMap, Columns, Side, resolve_columns
+from pipeline.corpus.schema import SIDES, ColumnMap, Side
+from pipeline.encoding.decoding import Source
 from pipeline.quality.evaluation import CodedPairs
-from pipeline.releases.storage import list_source, source_root
+from pipeline.releases.storage import SourceFile, source_root
 
 BATCH_ROWS = 1024
 
@@ -67,9 +69,12 @@ class Sets:
         """Return a set that must not be empty."""
         found = self.sets[name]
         if not found.keys:
+            left_out = ", ".join(
+                f"{count} {reason}" for reason, count in sorted(self.dropped.items()) if count
+            )
             raise ValueError(
-                f"{uri} has no {name} rows among {self.rows_read}: column 'split' must hold one of "
-                f"{', '.join(splits)} for them; see data.split.{name}"
+                f"{uri} has no {name} rows among {self.rows_read} (left out: {left_out or 'none'}): column "
+                f"'split' must hold one of {', '.join(splits)} for them; see data.split.{name}"
             )
         return found
 
@@ -92,7 +97,7 @@ def encode_sets(
         ValueError: the source is empty, or has no labels to judge by.
     """
     gathered = Sets({name: EncodedSet() for name in splits})
-    for columns, table in _batches(uri, config.data.columns):
+    for columns, table in _batches(Source(source_root(uri), recipe), source_files(uri)):
         gathered.rows_read += table.num_rows
         values = _split_values(table, columns)
         members = {name: np.isin(values, np.array(wanted, object)) for name, wanted in splits.items()}
@@ -110,15 +115,15 @@ def encode_sets(
     return gathered
 
 
-def _batches(uri: str, columns: Columns) -> Iterator[tuple[ColumnMap, pa.Table]]:
-    filesystem, root = source_root(uri).filesystem()
-    for source in list_source(uri):
-        with filesystem.open_input_file(f"{root}/{source.path}") as file:
-            parquet = _parquet(file, source.path)
-            found = resolve_columns(parquet.schema_arrow, columns, where=source.path)
+def _batches(source: Source, files: Sequence[SourceFile]) -> Iterator[tuple[ColumnMap, pa.Table]]:
+    filesystem, root = source.root.filesystem()
+    for unit in files:
+        with filesystem.open_input_file(f"{root}/{unit.path}") as file:
+            parquet = _parquet(file, unit.path)
+            found = source.columns(parquet.schema_arrow, unit.path)
             if found.labels is None:
                 raise ValueError(
-                    f"{source.path}: no column 'labels' to judge by; found: "
+                    f"{unit.path}: no column 'labels' to judge by; found: "
                     f"{', '.join(parquet.schema_arrow.names)}; name it under data.columns.labels"
                 )
             for batch in parquet.iter_batches(BATCH_ROWS, columns=found.names(extras=True)):

@@ -57,12 +57,15 @@ def evaluate_codes(query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: b
         retrieval: pairs to find, in any order.
         allow_overlap: let a query stand in its own retrieval set, where it finds itself.
     Raises:
-        ValueError: a set is empty, a query is in the retrieval set, or the code lengths differ.
+        ValueError: a set is empty, no query has a label, a query is in the retrieval set, or the code
+            lengths differ.
     """
     if len(query.keys) == 0 or len(retrieval.keys) == 0:
         raise ValueError(
             f"both sets need rows, got {len(query.keys)} queries and {len(retrieval.keys)} retrieval rows"
         )
+    if not any(len(row) for row in query.labels):
+        raise ValueError(f"none of {len(query.keys)} queries has a label: nothing can be relevant to them")
     shared = set(query.keys) & set(retrieval.keys)
     if shared and not allow_overlap:
         raise ValueError(

@@ -93,14 +93,35 @@ def test_a_source_without_query_rows_or_labels_or_model_is_refused_by_name(
     run: Evaluate, world: Path, tmp_path: Path
 ) -> None:
     code, line, _ = run(f"data.path={world}/train")
-    assert (code, "has no query rows among 60: column 'split'" in line["error"]) == (2, True)
+    assert (code, "has no query rows among 60 (left out: none)" in line["error"]) == (2, True)
     (tmp_path / "bare").mkdir()
     table = pq.read_table(world / "train").drop_columns(["labels"])
     pq.write_table(table, tmp_path / "bare" / "a.parquet")
     code, line, _ = run(f"data.path={tmp_path}/bare")
     assert (code, "a.parquet: no column 'labels' to judge by; found: " in line["error"]) == (2, True)
+    table = pq.read_table(world / "heldout")
+    labels = pa.nulls(table.num_rows, table.schema.field("labels").type)
+    table = table.set_column(table.schema.get_field_index("labels"), "labels", labels)
+    pq.write_table(table, tmp_path / "bare" / "a.parquet")
+    code, line, _ = run(f"data.path={tmp_path}/bare")
+    assert (code, "none of 12 queries has a label" in line["error"]) == (2, True)
+    (tmp_path / "bare" / "a.parquet").unlink()
+    for missing in (f"{tmp_path}/bare", f"{tmp_path}/nowhere"):
+        code, line, _ = run(f"data.path={missing}")
+        assert (code, line["error"].startswith(missing)) == (2, True)
     code, line, _ = run("encode.model=null")
     assert (code, "encode.model is not set" in line["error"]) == (2, True)
+
+
+def test_a_source_that_the_model_does_not_take_is_named_with_what_it_takes(
+    run: Evaluate, tmp_path: Path
+) -> None:
+    row = {"key": ["a"], "image_features": [[1.0]], "text": ["a"], "labels": [[1]], "split": ["query"]}
+    (tmp_path / "features").mkdir()
+    pq.write_table(pa.table(row), tmp_path / "features" / "a.parquet")
+    code, line, _ = run(f"data.path={tmp_path}/features")
+    assert code == 2
+    assert "a.parquet: column 'image_features' holds features, the image tower of the model" in line["error"]
 
 
 def test_rows_that_cannot_be_decoded_are_left_out_and_counted(

@@ -1,6 +1,7 @@
 """The search job: queries of three kinds, the order of hits, and one clear line for what is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ def test_what_is_no_query_ends_in_one_line_and_exit_code_2(
         (["--image", str(tmp_path / "none.jpg")], "no file at"),
         (["--text", "  "], "more than white space"),
         (["--code", "xyz", "--direction", "T2I"], "must be hex digits, two per byte, got 'xyz'"),
-        (["--code", "00", "--direction", "T2I"], "(queries, 2) uint8 for the 16-bit codes"),
+        (["--code", "00", "--direction", "T2I"], "must be 4 hex digits, for the 16-bit codes of release"),
+        (["--text", "a" * 2_000_000], "text too large: must have at most 1048576 bytes, got 2000000"),
+        (["--text", "\udcff"], "text not UTF-8"),
         (["--code", "0000"], "--code needs --direction"),
         (["--text", "a", "--direction", "I2T"], "a text query is T2I, got --direction I2T"),
         (["--text", "a", "-k", "21"], "k must be within 1 and the 20 codes of side 'image', got 21"),
@@ -130,6 +133,19 @@ def test_another_model_than_that_of_the_release_is_refused(
     assert code == 2
     assert "gives 32-bit codes, release" in line["error"]
     assert "holds 16-bit codes" in line["error"]
+
+
+def test_a_model_that_the_store_has_lost_is_a_fault_of_the_store(
+    run: Search, codes: np.ndarray, tmp_path: Path
+) -> None:
+    [config] = (tmp_path / "store" / "models").glob("*/config.json")
+    config.write_text("{")
+    code, line, _ = run("--text", "a")
+    assert (code, "the model of release" in line["error"]) == (1, True)
+    shutil.rmtree(config.parent)
+    code, line, _ = run("--text", "a")
+    assert (code, "restore it, or name its folder as encode.model" in line["error"]) == (1, True)
+    assert run("--text", "a", "--set", f"encode.model={tmp_path}/model")[0] == 0
 
 
 def test_a_store_that_is_not_there_or_newer_ends_with_exit_code_1(
