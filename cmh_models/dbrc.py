@@ -2,7 +2,7 @@
 
 Both sides are rebuilt from one short code, made from both sides or from either alone, through the adaptive
 tanh. The loss is a sum over rows: nothing is gathered, nothing is stored per sample, and the only statistics
-over rows are scalings of a few numbers and, if asked for, the means of bits.
+over rows are scalings and, unless its weight is 0, the means of bits.
 
 Only abstracts and a summary of the paper could be read. Theirs: both sides rebuilt from a joint code, one
 stage, ATanh. Ours, each an option: layer sizes, which forms of a pair are presented, how the two sides are
@@ -32,6 +32,7 @@ from cmh_models.method import (
     Side,
     Term,
 )
+from cmh_models.regularisers import imbalance
 from cmh_models.statistics import named, under
 from cmh_models.towers import (
     BagOfWords,
@@ -55,7 +56,7 @@ class DBRCConfig(MethodConfig):
         default=("joint", "image", "text"),
         description="forms in which each pair is coded; without joint, two towers",
     )
-    joint: Literal["sum", "mean"] = Field(default="sum", description="how both sides make one value")
+    joint: Literal["sum", "mean"] = Field(default="mean", description="how both sides make one value")
     image_data: Data | None = Field(
         default=None,
         description="what is rebuilt of pictures. dense: standardised values, squared error; tags: whether a "
@@ -65,14 +66,18 @@ class DBRCConfig(MethodConfig):
     image_weight: float = Field(default=1.0, ge=0)
     text_weight: float = Field(default=1.0, ge=0, description="rho")
     error_unit: Literal["width", "constant"] = Field(
-        default="width",
+        default="constant",
         description="width: errors per feature; constant: as shares of the error of the best constant",
     )
     pull_weight: float = Field(default=2.0, ge=0, description="squared distance of a pair's codes, per bit")
     balance_weight: float = Field(
-        default=0.0, ge=0, description="squared mean of a bit over the global batch"
+        default=0.3, ge=0, description="squared mean of a bit over the global batch"
     )
-    decoder_hidden: int = Field(default=512, ge=0, description="0: decoders of one layer")
+    decoder_hidden: int = Field(
+        default=0,
+        ge=0,
+        description="0: decoders of one layer; deeper ones let codes that are far apart mean nearly the same",
+    )
     feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
     spread_rounds: int = Field(default=2, ge=1, description="rounds after them for the spread of values")
 
@@ -143,8 +148,9 @@ class DBRC(HashMethod):
             values = (output[f"{side}_values"] for side in SIDES)
             sums |= named("spread", self.activation.sums(*values))
         if self.config.balance_weight:
-            sums["rows"] = output["image"].new_tensor(float(len(output["image"])))
-            sums |= {f"bits.{side}": output[side].sum(0) for side in SIDES}
+            for side in SIDES:
+                rows = output[side].new_tensor(float(len(output[side])))
+                sums |= named(f"bits.{side}", {"rows": rows, "mean": output[side].sum(0)})
         return sums
 
     @torch.no_grad()
@@ -181,10 +187,10 @@ class DBRC(HashMethod):
         terms["pull"] = Term(config.pull_weight * apart.sum(), local)
         # What every rank computes alike is weighted by its rows: the shares add up to the whole.
         terms["slope"] = Term(local * output["slope_penalty"], local)
-        if config.balance_weight:
-            for side in SIDES:
-                uneven = (sums[f"bits.{side}"] / sums["rows"]).square().mean()
-                terms[f"{side}_balance"] = Term(local * config.balance_weight * uneven, local)
+        for side in SIDES:
+            if bits := under(f"bits.{side}", sums):
+                uneven = config.balance_weight * imbalance(bits["mean"] / bits["rows"])
+                terms[f"{side}_balance"] = Term(local * uneven, local)
         return terms
 
     def _networks(self) -> tuple[tuple[Side, Described], tuple[Side, Described]]:

@@ -83,7 +83,7 @@ class DSCMHConfig(MethodConfig):
         default="pairs", description="bits: likelihood of the bits of a row's own label code, no pairs"
     )
     label_share: float = Field(default=1.0, ge=0, description="omega: weight of H in B")
-    quantisation_weight: float = Field(default=0.1, ge=0)
+    quantisation_weight: float = Field(default=1.0, ge=0)
 
     balance_weight: float = Field(default=0.0, ge=0)
     correlation_weight: float = Field(default=0.0, ge=0)

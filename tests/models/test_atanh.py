@@ -41,11 +41,11 @@ def test_every_form_equals_its_definition(form: str, per_bit: bool) -> None:
     values, progress = draw(5, 8, 2), Progress(epoch=3, step=9, total_steps=10)
     shape = torch.ones(8) if module.shape is None else module.shape.expand(8)
     shape = torch.sigmoid(shape) if form == "power" else torch.nn.functional.softplus(shape)
-    slope = module.slope().tolist()
+    slope, beta = module.slope().tolist(), shape.tolist()
     for row, codes in zip(values, module(values, progress).detach(), strict=True):
         for bit in range(8):
             expected = reference.adaptive_tanh(
-                float(row[bit]), form, slope=slope[bit], shape=float(shape[bit]), epoch=3
+                float(row[bit]), form, slope=slope[bit], shape=beta[bit], epoch=3
             )
             assert float(codes[bit]) == pytest.approx(expected, rel=1e-10)
 

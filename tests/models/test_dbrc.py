@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -85,14 +86,15 @@ def test_one_two_and_four_ranks_make_the_same_step_in_every_phase_with_every_opt
 
 @pytest.mark.parametrize("image_data", DATA)
 @pytest.mark.parametrize("text_data", DATA)
-@pytest.mark.parametrize("presentations", [FORMS, ("image", "text"), ("joint",)])
+@pytest.mark.parametrize(
+    ("presentations", "joint"), [(FORMS, "mean"), (("image", "text"), "mean"), (("joint",), "sum")]
+)
 def test_loss_and_gradient_equal_the_definition(
-    image_data: str, text_data: str, presentations: tuple[str, ...]
+    image_data: str, text_data: str, presentations: tuple[str, ...], joint: str
 ) -> None:
     weights = {"image_weight": 0.7, "text_weight": 1.3, "pull_weight": 0.9, "balance_weight": 0.4}
-    method = warmed_up(
-        small_dbrc(3, image_data=image_data, text_data=text_data, presentations=presentations, **weights)
-    )
+    data = {"image_data": image_data, "text_data": text_data, "error_unit": "width"}
+    method = warmed_up(small_dbrc(3, presentations=presentations, joint=joint, **data, **weights))
     batch = draw(7, 5)
     step = simulate(method, batch, 1)
     expected = oracle_terms(method, batch)
@@ -115,7 +117,8 @@ def oracle_terms(method: DBRC, batch: Batch) -> dict[str, torch.Tensor]:
     for row in range(rows):
         own = {side: batch[side][row : row + 1] for side in SIDES}
         values = {side: getattr(method, side)(own[side]) for side in SIDES}
-        values["joint"] = values["image"] + values["text"]
+        share = 2 if config.joint == "mean" else 1
+        values["joint"] = (values["image"] + values["text"]) / share
         code = {form: method.activation(value, START)[0] for form, value in values.items()}
         for form in config.presentations:
             for side in SIDES:
@@ -160,10 +163,11 @@ def test_errors_as_shares_of_the_best_constant_are_about_one_for_a_decoder_that_
     assert share == pytest.approx(1, abs=1e-6 if data != "counts" else 0.15)
 
 
-def test_nothing_is_gathered_and_rows_do_not_see_each_other() -> None:
-    method = warmed_up(small_dbrc())
+def test_without_balance_nothing_is_exchanged_and_rows_do_not_see_each_other() -> None:
+    method = warmed_up(small_dbrc(balance_weight=0))
     assert method.gathers == ()
     batch = draw(6, 2)
+    assert method.sums(method(batch, START)) == {}
     whole = simulate(method, batch, 1)
     parts = [simulate(method, {k: v[i : i + 1] for k, v in batch.items()}, 1) for i in range(6)]
     assert float(whole.loss) == pytest.approx(sum(float(part.loss) for part in parts) / 6, rel=1e-12)
@@ -217,6 +221,23 @@ def test_the_bag_of_words_is_rebuilt_as_counts_and_pictures_as_dense_values() ->
     built = build_method({"name": "dbrc", "code_length": 8}, {})
     assert isinstance(built, DBRC)
     assert built.data == {"image": "dense", "text": "counts"}
+
+
+def test_pictures_and_captions_make_the_same_step_on_any_number_of_ranks() -> None:
+    torch.manual_seed(0)
+    method = build_method({"name": "dbrc", "code_length": 16, "feature_rounds": 1}, {})
+    generator = np.random.default_rng(1)
+    texts = ["a red boat", "two houses at night", "fish", "a red house"]
+    batch = {
+        "image": method.collate("image", generator.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)),
+        "text": method.collate("text", texts),
+    }
+    for _ in range(2):
+        method = simulate(method, batch, 1).method
+        method.zero_grad()
+    one = simulate(method, batch, 1)
+    assert one.loss.isfinite()
+    assert_equal_steps(one, simulate(method, batch, 2), relative=1e-4)
 
 
 def test_decoders_and_slopes_stay_in_the_artefact_but_are_no_part_of_a_side(tmp_path: Path) -> None:
