@@ -74,9 +74,7 @@ class DBRCConfig(MethodConfig):
         default=0.3, ge=0, description="squared mean of a bit over the global batch"
     )
     decoder_hidden: int = Field(
-        default=0,
-        ge=0,
-        description="0: decoders of one layer; deeper ones let codes that are far apart mean nearly the same",
+        default=0, ge=0, description="width of a hidden layer of the decoders; 0: they are linear"
     )
     feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
     spread_rounds: int = Field(default=2, ge=1, description="rounds after them for the spread of values")
