@@ -4,6 +4,8 @@ import importlib
 import json
 import sys
 
+from jobs.stopping import sigterm_interrupts
+
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 JOBS = {
@@ -37,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         # Imported late: whoever asks for help waits for no library, and Ctrl-C is heard while they load.
         from jobs.command import run_job
 
-        return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
+        with sigterm_interrupts():
+            return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         line = {"job": name, "status": "failed", "outputs": {}, "metrics": {}, "counts": {}}

@@ -67,17 +67,27 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.dry_run:
         return Result(counts=count_rows(Outcome(), wanted))
     create_store(night.store)
-    lease = channel.acquire(process_name(), config.store.lease_seconds, is_gone=is_gone)
-    if lease is None:
-        return _locked(channel.newest())
-    with kept_alive(channel, lease, config.store.lease_seconds):
-        current = channel.current_release()
-        if current != parent.digest:  # another run has published since; start from its release
-            parent = read_parent(night, current)
-            wanted = plan(night, parent)
-            if is_current(night, wanted, parent):
-                return _nothing(parent, wanted)
-        return _work(night, wanted, parent, channel=channel, lease=lease)
+    owner, seconds = process_name(), config.store.lease_seconds
+    try:
+        lease = channel.acquire(owner, seconds, is_gone=is_gone)
+        if lease is None:
+            return _locked(channel.newest())
+        with kept_alive(channel, lease, seconds):
+            return _publish(night, wanted, parent, channel=channel, lease=lease)
+    except KeyboardInterrupt:
+        channel.give_back(owner)  # it may have come between taking the lease and keeping it
+        raise
+
+
+def _publish(night: Night, wanted: Plan, parent: Parent, *, channel: Log, lease: Lease) -> Result:
+    """Do the work of the night, planned again if another run has published since."""
+    current = channel.current_release()
+    if current != parent.digest:
+        parent = read_parent(night, current)
+        wanted = plan(night, parent)
+        if is_current(night, wanted, parent):
+            return _nothing(parent, wanted)
+    return _work(night, wanted, parent, channel=channel, lease=lease)
 
 
 def _work(night: Night, wanted: Plan, parent: Parent, *, channel: Log, lease: Lease) -> Result:

@@ -21,6 +21,7 @@ import ray.data
 from cluster.resources import Request, wait_for
 from cluster.runtime import connect
 from jobs.night import Night
+from jobs.stopping import hear_sigterm
 from pipeline.corpus.schema import SchemaError
 from pipeline.encoding.codefile import CodeFileRecipe
 from pipeline.encoding.decoding import Receipt
@@ -87,6 +88,7 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
     rows, missing = reuse_parts(plan_release_parts(units, night.index), parent_parts)
     if len(missing) > 1 and sum(plan.rows for plan in missing) >= MANY_ROWS:
         connect()
+        hear_sigterm()
         task = ray.remote(make_part)
         made = ray.get([task.remote(plan, night.store, recipe=night.index.recipe) for plan in missing])
     else:
@@ -141,6 +143,7 @@ def _encode(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
         yield from map(progress.saw, _encode_here(night, todo))
         return
     own = connect()
+    hear_sigterm()
     if night.config.resources.gpu:  # a cluster of our own does not grow: there is nothing to wait for
         wait_for(Request(1, 1, gpu=True), seconds=0 if own else night.config.resources.worker_timeout)
     at_once = night.config.encode.units_in_flight

@@ -172,6 +172,15 @@ class Log:
 
         self._append("release", lease.owner, change=end)
 
+    def give_back(self, owner: str) -> None:
+        """End the lease of the channel if this owner holds it: for one who does not know whether it does."""
+
+        def end(tip: Entry | None, now: float) -> dict[str, Any] | None:
+            mine = tip is not None and tip.holder == owner and tip.expires > 0
+            return {"holder": "", "expires": 0} if mine else None
+
+        self._append("release", owner, change=end)
+
     def rollback(self, release: str, owner: str) -> Entry:
         """Make an earlier release current. It ends a live lease: a run under way will not undo it.
 

@@ -50,6 +50,19 @@ def test_a_held_lease_is_not_taken_until_it_is_given_back_or_over(log: Log, cloc
     assert log.acquire("third", 60) is not None
 
 
+def test_whoever_does_not_know_whether_it_holds_the_lease_gives_back_only_its_own(log: Log) -> None:
+    log.give_back("first")
+    assert log.newest() is None
+    taken(log.acquire("first", 60))
+    log.give_back("second")
+    assert log.acquire("second", 60) is None
+    log.give_back("first")
+    assert log.acquire("second", 60) is not None
+    count = len(log.history())
+    log.give_back("first")
+    assert len(log.history()) == count
+
+
 def test_a_writer_that_slept_past_its_lease_cannot_publish(log: Log, clock: Clock) -> None:
     release = make_release(log.storage, 1)
     lease = taken(log.acquire("sleeper", 60))
