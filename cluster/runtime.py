@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 
 import ray
 
@@ -14,6 +15,9 @@ def connect() -> bool:
 
     `RAY_ADDRESS` decides, which `ray job submit` sets for what it runs: set it to `auto` for a cluster that
     runs on this machine already. Without it a private one is started, which ends with this process.
+
+    Raises:
+        RuntimeError: Ray could not start a worker with this interpreter.
     """
     if ray.is_initialized():
         return False
@@ -21,6 +25,7 @@ def connect() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return False
+    _refuse_spaces(sys.executable)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ray.init(
         address="local",
@@ -29,3 +34,12 @@ def connect() -> bool:
         logging_level=logging.ERROR,
     )
     return True
+
+
+def _refuse_spaces(interpreter: str) -> None:
+    """Ray 2.60 starts workers by a shell line that does not quote the interpreter: it would retry for minutes."""
+    if " " in interpreter:
+        raise RuntimeError(
+            f"Ray cannot start workers with {interpreter}: its path has a space; "
+            "move the environment (a clone makes it in .venv) to a path without one"
+        )
