@@ -37,7 +37,7 @@ def connect() -> bool:
 
 
 def _refuse_spaces(interpreter: str) -> None:
-    """Ray 2.60 starts workers by a shell line that does not quote the interpreter: it would retry for minutes."""
+    """Ray 2.60 starts workers by a shell line without quotes, and would retry that for minutes."""
     if " " in interpreter:
         raise RuntimeError(
             f"Ray cannot start workers with {interpreter}: its path has a space; "
