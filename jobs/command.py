@@ -32,7 +32,7 @@ EPILOG = """exit codes:
   0  done
   1  failed
   2  usage or config error
-  3  the release gate refused; nothing was published
+  3  kept for the release gate, which is not there yet
   4  another run holds the lease
   130 interrupted
 

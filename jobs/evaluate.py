@@ -5,8 +5,7 @@ mAP@50 are printed with their definitions; `evaluate.baselines` adds random code
 CCA on the model's own input features, fitted on the train rows of `evaluate.train` (default: `data.path`).
 
 example:
-  hashfleet evaluate --config jobs/configs/scenes_jdsh_64.yaml --set encode.model=runs/scenes_jdsh_64/model \\
-      --set data.path=heldout --set evaluate.baselines=true
+  hashfleet evaluate --config jobs/configs/scenes_evaluate.yaml --set encode.model=runs/scenes_jdsh_64/model
 """
 
 import sys

@@ -198,8 +198,8 @@ def print_plan(plan: Plan) -> None:
         log.info("drop         %s (no longer in the source)", path)
     reasons = Counter(row["reason"] for row in rows)
     size = sum({row["path"]: row["size"] for row in rows}.values())
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "nothing"
-    log.info("to encode: %s; %d bytes of source; %d units vanished", why, size, len(plan.vanished))
+    why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "nothing"
+    log.info("to encode, by side: %s; %d source bytes; units vanished: %d", why, size, len(plan.vanished))
 
 
 def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> dict[str, pa.Table]:

@@ -44,7 +44,7 @@ def open_mat(folder: InputFolder, name: str) -> dict[str, MatArray]:
             return _open_hdf5(stream, reverse=head.startswith(b"MATLAB"))
         return _open_version5(stream)
     except ImportError as error:
-        raise ImportError(f"{where}: reading .mat files needs `pip install 'hashfleet[import]'`") from error
+        raise ImportError(f"{where}: reading .mat files needs `pip install '.[import]'`") from error
     except Exception as error:  # the parsers raise whatever a damaged file leads them to
         message = " ".join(str(error).split())
         raise ValueError(f"{where}: no .mat file, or damaged: {type(error).__name__}: {message}") from error
