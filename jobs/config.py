@@ -26,6 +26,9 @@ OWNERS = {
 }
 """Sections that are plain mappings here, and the model that checks each of them."""
 
+FILES = ("deepspeed",)
+"""Sections that may be the name of a file instead."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -265,7 +268,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _assign(values: dict[str, Any], key: str, value: Any, *, source: str) -> None:
     keys = key.split(".")
-    if len(keys) < 2 or not all(keys):
+    if not all(keys) or (len(keys) < 2 and key not in FILES):
         raise ValueError(f"{source} must name a section and a key, like train.epochs")
     for step in keys[:-1]:
         if values.get(step) is None:

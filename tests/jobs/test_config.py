@@ -76,6 +76,13 @@ def test_a_text_is_taken_to_the_letter_from_the_command_line_and_the_environment
     assert load_config(None, [f"{key}='{text}'"], {}).encode.model == text
 
 
+def test_a_section_that_may_be_a_file_is_named_as_a_whole(tmp_path: Path) -> None:
+    file = write(tmp_path, "deepspeed: {zero_optimization: {stage: 1}}")
+    assert load_config(file, ["deepspeed=ds.json"], {}).deepspeed == "ds.json"
+    assert load_config(file, [], {"HASHFLEET_DEEPSPEED": "ds.json"}).deepspeed == "ds.json"
+    assert load_config(file, ["deepspeed={a: 1}"], {}).deepspeed == {"a": 1}
+
+
 def test_a_date_in_the_file_is_text(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "run: {name: 2026-11-22}"), environ={}).run.name == "2026-11-22"
 
