@@ -1,6 +1,6 @@
 """How far JDSH stands above its baselines on the built-in corpus, over several seeds.
 
-    python benchmarks/scenes.py [--seeds 1 2 3] [--folder runs/benchmark]
+    OMP_NUM_THREADS=1 python benchmarks/scenes.py [--seeds 1 2 3] [--folder runs/benchmark]
 
 Protocol: the recipe scenes_jdsh_64.yaml as it stands (8,000 pairs of corpus seed 1, settings chosen on
 validation rows of that corpus), trained in this process once per seed of weights and order; judged on 1,000
