@@ -22,8 +22,9 @@ $(VENV)/.done-$(FAISS): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check $$index -c constraints.txt -e ".[cluster,$(FAISS),fast,report,test]"
 	touch $@
 
+# One thread for linear algebra: on two busy cores two threads that wait for each other took many times as long.
 demo: setup  ## corpus -> train -> nights -> evaluate -> search -> demo/index.html, in minutes
-	$(BIN)/python -m jobs.demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m jobs.demo
 
 check: lint  ## what must hold before a commit: lint, format, types, tests without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"
