@@ -251,4 +251,7 @@ def kept_alive(channel: Log, lease: Lease, seconds: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        channel.release(lease)
+        try:
+            channel.release(lease)
+        except OSError as error:  # what ended the night is what must be told
+            log.warning("the lease is not given back and ends in %.0f s at the latest: %s", seconds, error)
