@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmh_models.atanh import AdaptiveTanh, AtanhConfig
-from cmh_models.jdsh import fixed
 from cmh_models.method import (
     SIDES,
     Batch,
@@ -40,6 +39,7 @@ from cmh_models.towers import (
     TowersConfig,
     build_tower,
     description_sums,
+    fixed,
     two_layers,
     update_descriptions,
 )

@@ -21,7 +21,6 @@ from pydantic import Field
 from torch import Tensor
 
 from cmh_models.dual_pairs import DualPairs, Kind, dual_losses
-from cmh_models.jdsh import fixed
 from cmh_models.label_pairs import LabelSets
 from cmh_models.level_network import LevelNetwork
 from cmh_models.levels import LevelsConfig
@@ -37,7 +36,7 @@ from cmh_models.method import (
     binarize,
 )
 from cmh_models.statistics import named, under
-from cmh_models.towers import TowersConfig, description_sums, update_descriptions
+from cmh_models.towers import TowersConfig, description_sums, fixed, update_descriptions
 
 KINDS: dict[str, tuple[Kind, ...]] = {"hard": ("hard",), "soft": ("soft",), "dual": ("hard", "soft")}
 

@@ -7,7 +7,6 @@ does not depend on the batch it is met in, nor on the size of that batch.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -20,7 +19,14 @@ from cmh_models.losses import Block, pair_errors
 from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.similarity import JointSimilarity, Moments, Rows, SimilarityConfig
 from cmh_models.statistics import named, under
-from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
+from cmh_models.towers import (
+    Described,
+    TowersConfig,
+    build_tower,
+    description_sums,
+    fixed,
+    update_descriptions,
+)
 
 FACTORS = ("image_target", "text_target", "image_norm", "text_norm", "image_cross", "text_cross")
 """What `Rows` holds, by its name in an output; the last two stay on their rank."""
@@ -185,13 +191,6 @@ class JDSH(HashMethod):
                 weight = weights[which] * self.config.class_weights[number]
                 terms[f"{name}_{kind}"] = Term(weight * errors[which, number], pairs[number])
         return terms
-
-
-@contextmanager
-def fixed(inputs: Tensor) -> Iterator[None]:
-    """Compute without gradient, and in full precision where training itself runs in half."""
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        yield
 
 
 class _ClassCounts:

@@ -4,6 +4,8 @@ Every tower has a fixed description of its inputs, standardised by running momen
 `descriptor` and `features` feed the one to the other; `cnn` and `bag` train on the inputs themselves.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmh_models import descriptor, words
+from cmh_models.dropout import RowDropout, row_keys
 from cmh_models.method import HashMethod, HashOutput, Side, SideNetwork
 from cmh_models.statistics import Scaling, Standardiser, named, under
 
@@ -21,36 +24,39 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DescriptorTower(_Settings):
+class _TowerSettings(_Settings):
+    hidden: int = Field(default=512, ge=1, description="width of the hidden layer")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of hidden values dropped while training; drawn by row"
+    )
+
+
+class DescriptorTower(_TowerSettings):
     name: Literal["descriptor"] = "descriptor"
     image_size: int = Field(default=64, ge=8, description="side of the square picture, in pixels")
-    hidden: int = Field(default=512, ge=1)
     scaling: Scaling = "zscore"
 
 
-class CnnTower(_Settings):
+class CnnTower(_TowerSettings):
     name: Literal["cnn"] = "cnn"
     image_size: int = Field(default=64, ge=16, description="side of the square picture, in pixels")
     channels: tuple[int, ...] = (32, 64, 128, 128)
-    hidden: int = Field(default=512, ge=1)
     scaling: Scaling = "zscore"
 
 
-class BagTower(_Settings):
+class BagTower(_TowerSettings):
     name: Literal["bag"] = "bag"
     word_buckets: int = Field(default=1024, ge=1)
     pair_buckets: int = Field(default=4096, ge=0)
     max_words: int = Field(default=256, ge=1, description="words beyond it are cut off")
-    hidden: int = Field(default=512, ge=1)
     scaling: Scaling = "idf"
 
 
-class FeaturesTower(_Settings):
+class FeaturesTower(_TowerSettings):
     name: Literal["features"] = "features"
     width: int | None = Field(
         default=None, ge=1, description="number of features; the training job fills it in"
     )
-    hidden: int = Field(default=512, ge=1)
     scaling: Scaling = "zscore"
 
 
@@ -66,7 +72,7 @@ class TowersConfig(_Settings):
 class Described(SideNetwork):
     """A side network with a standardised fixed description of its inputs."""
 
-    def __init__(self, settings: _Settings, *, width: int, scaling: Scaling, code_length: int) -> None:
+    def __init__(self, settings: _TowerSettings, *, width: int, scaling: Scaling, code_length: int) -> None:
         super().__init__()
         self.settings = settings
         self.code_length = code_length
@@ -87,8 +93,14 @@ class Described(SideNetwork):
         description = self.describe(inputs) if described is None else described
         return self.standardise(description).to(next(self.parameters()).dtype)
 
+    def keys(self, inputs: Tensor) -> Tensor | None:
+        """Return the keys by which dropout draws for each row; None where nothing is dropped."""
+        return row_keys(inputs) if self.training and self.settings.dropout else None
+
     def architecture(self) -> dict[str, Any]:
-        return {"tower": self.settings.model_dump(mode="json"), "code_length": self.code_length}
+        # A code does not depend on what was dropped while its weights were learnt.
+        settings = self.settings.model_dump(mode="json", exclude={"dropout"})
+        return {"tower": settings, "code_length": self.code_length}
 
 
 class DescribedPixels(Described):
@@ -97,7 +109,7 @@ class DescribedPixels(Described):
     def __init__(self, settings: DescriptorTower, code_length: int) -> None:
         super().__init__(settings, width=descriptor.WIDTH, scaling=settings.scaling, code_length=code_length)
         self.image_size = settings.image_size
-        self.head = two_layers(descriptor.WIDTH, settings.hidden, code_length)
+        self.head = Head(descriptor.WIDTH, settings, code_length)
 
     def collate(self, values: Any) -> Tensor:
         return pixels(values, self.image_size)
@@ -106,7 +118,7 @@ class DescribedPixels(Described):
         return descriptor.describe_pixels(inputs)
 
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
-        return self.head(self.standardised(inputs, described))
+        return self.head(self.standardised(inputs, described), self.keys(inputs))
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"descriptor": descriptor.DESCRIPTOR_VERSION}
@@ -125,7 +137,7 @@ class ConvolutionalPixels(Described):
             layers += [nn.GroupNorm(_groups(channels), channels), nn.ReLU()]
             before = channels
         self.stages = nn.Sequential(*layers)
-        self.head = two_layers(2 * before, settings.hidden, code_length)
+        self.head = Head(2 * before, settings, code_length)
 
     def collate(self, values: Any) -> Tensor:
         return pixels(values, self.image_size)
@@ -136,7 +148,7 @@ class ConvolutionalPixels(Described):
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
         dtype = next(self.parameters()).dtype
         maps = self.stages((inputs.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2))
-        return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+        return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1), self.keys(inputs))
 
 
 class BagOfWords(Described):
@@ -155,6 +167,7 @@ class BagOfWords(Described):
         embedding[1 + settings.word_buckets :] = 0
         self.embedding = nn.Parameter(embedding)
         self.bias = nn.Parameter(torch.zeros(settings.hidden))
+        self.drop = RowDropout(settings.dropout, place=0)
         self.head = nn.Linear(settings.hidden, code_length)
 
     def collate(self, values: Any) -> Tensor:
@@ -175,7 +188,9 @@ class BagOfWords(Described):
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
         summed = functional.embedding_bag(inputs, self.embedding, mode="sum", padding_idx=0)
         tokens = (inputs != 0).sum(1, keepdim=True).clamp_min(1)
-        return self.head(torch.relu(summed * tokens.to(summed.dtype).rsqrt() + self.bias))
+        hidden = torch.relu(summed * tokens.to(summed.dtype).rsqrt() + self.bias)
+        values: Tensor = self.head(self.drop(hidden, self.keys(inputs)))
+        return values
 
     def architecture(self) -> dict[str, Any]:
         return super().architecture() | {"tokeniser": words.TOKENISER_VERSION}
@@ -188,7 +203,7 @@ class GivenFeatures(Described):
         if settings.width is None:
             raise ValueError(f"towers.{side}.width is not set: give the number of features of a row")
         super().__init__(settings, width=settings.width, scaling=settings.scaling, code_length=code_length)
-        self.head = two_layers(settings.width, settings.hidden, code_length)
+        self.head = Head(settings.width, settings, code_length)
 
     def collate(self, values: Any) -> Tensor:
         features = np.asarray(values, dtype=np.float32)
@@ -203,7 +218,21 @@ class GivenFeatures(Described):
         return inputs
 
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
-        return self.head(self.standardised(inputs, described))
+        return self.head(self.standardised(inputs, described), self.keys(inputs))
+
+
+class Head(nn.ModuleList):
+    """Linear, ReLU, linear, with dropout of the hidden values."""
+
+    def __init__(self, width: int, settings: _TowerSettings, code_length: int) -> None:
+        super().__init__(two_layers(width, settings.hidden, code_length))
+        self.drop = RowDropout(settings.dropout, place=0)
+
+    def forward(self, values: Tensor, keys: Tensor | None) -> Tensor:
+        """Return (B, L) of (B, D) values of rows with these keys."""
+        first, activation, last = self[0], self[1], self[2]
+        made: Tensor = last(self.drop(activation(first(values)), keys))
+        return made
 
 
 def build_tower(settings: BaseModel, side: Side, code_length: int) -> Described:
@@ -252,6 +281,13 @@ def update_descriptions(method: HashMethod, sums: dict[str, Tensor]) -> None:
     for side in ("image", "text"):
         network: Described = getattr(method, side)
         network.standardiser.update(under(side, sums))
+
+
+@contextmanager
+def fixed(inputs: Tensor) -> Iterator[None]:
+    """Compute without gradient, and in full precision where training itself runs in half."""
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        yield
 
 
 def _groups(channels: int) -> int:

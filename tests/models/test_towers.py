@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cmh_models import build_method
-from cmh_models.method import HashMethod
+from cmh_models.artefact import tower_fingerprint
+from cmh_models.method import HashMethod, Side
 
 
 def built(image: dict[str, Any], text: dict[str, Any] | None = None) -> HashMethod:
@@ -79,3 +80,44 @@ def test_the_description_of_a_text_counts_its_words() -> None:
     described = method.text.describe(method.collate("text", ["boat boat boat fish"]))
     assert described.shape == (1, 64)
     assert sorted(described[described > 0].tolist()) == pytest.approx([1, 1 + np.log(3)])
+
+
+TOWERS = [
+    ("image", {"name": "descriptor", "image_size": 16}),
+    ("image", {"name": "cnn", "image_size": 16}),
+    ("image", {"name": "features", "width": 6}),
+    ("text", {"name": "bag"}),
+]
+
+
+def built_side(side: str, tower: dict[str, Any]) -> HashMethod:
+    return built(tower) if side == "image" else built({"name": "descriptor"}, tower)
+
+
+def inputs_of(method: HashMethod, side: str, tower: dict[str, Any]) -> torch.Tensor:
+    generator = np.random.default_rng(0)
+    if side == "text":
+        return method.collate("text", ["a red boat", "two fish", "a boat in the rain", "hills"])
+    if tower["name"] == "features":
+        return method.collate("image", generator.normal(size=(4, 6)))
+    return method.collate("image", generator.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("side", "tower"), TOWERS)
+def test_dropout_belongs_to_the_row_and_ends_with_training(side: str, tower: dict[str, Any]) -> None:
+    method, without = built_side(side, tower | {"dropout": 0.5}), built_side(side, tower)
+    inputs = inputs_of(method, side, tower)
+    network = getattr(method, side)
+    torch.manual_seed(3)
+    dropped = network(inputs)
+    assert torch.allclose(network(inputs.flip(0)).flip(0), dropped, atol=1e-5), "another order of the batch"
+    assert torch.allclose(network(inputs[1:3]), dropped[1:3], atol=1e-5), "another rank's share"
+    torch.manual_seed(4)
+    assert not torch.allclose(network(inputs), dropped, atol=1e-5), "another step draws anew"
+    assert torch.equal(network.eval()(inputs), getattr(without, side).eval()(inputs))
+
+
+@pytest.mark.parametrize(("side", "tower"), TOWERS)
+def test_dropout_while_training_changes_no_fingerprint(side: Side, tower: dict[str, Any]) -> None:
+    method, without = built_side(side, tower | {"dropout": 0.5}), built_side(side, tower)
+    assert tower_fingerprint(method, side) == tower_fingerprint(without, side)
