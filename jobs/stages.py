@@ -8,6 +8,7 @@ itself, with the same functions: that is done before a cluster has started.
 """
 
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.resources import Request, wait_for
 from cluster.runtime import connect
@@ -87,10 +89,10 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
     """
     rows, missing = reuse_parts(plan_release_parts(units, night.index), parent_parts)
     if len(missing) > 1 and sum(plan.rows for plan in missing) >= MANY_ROWS:
-        connect()
-        hear_sigterm()
+        _connect()
         task = ray.remote(make_part)
-        made = ray.get([task.remote(plan, night.store, recipe=night.index.recipe) for plan in missing])
+        tasks = [task.remote(plan, night.store, recipe=night.index.recipe) for plan in missing]
+        made = [_result(running) for running in tasks]
     else:
         made = [make_part(plan, night.store, recipe=night.index.recipe) for plan in missing]
     return parts_table(rows + made), {"parts_built": len(made), "parts_reused": len(rows)}
@@ -142,8 +144,7 @@ def _encode(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
     if sum(work.rows for work in todo) <= FEW_ROWS and not night.config.resources.gpu:
         yield from map(progress.saw, _encode_here(night, todo))
         return
-    own = connect()
-    hear_sigterm()
+    own = _connect()
     if night.config.resources.gpu:  # a cluster of our own does not grow: there is nothing to wait for
         wait_for(Request(1, 1, gpu=True), seconds=0 if own else night.config.resources.worker_timeout)
     at_once = night.config.encode.units_in_flight
@@ -201,7 +202,16 @@ def _receipts(night: Night, works: Sequence[UnitWork]) -> Iterator[Row]:
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=encoders, initial_size=encoders),
         **resources,
     )
-    yield from dataset.iter_rows()
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise RuntimeError(_last_line(error)) from error
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an actor said last: the end of the traceback that Ray makes a message of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"an encoder failed: {lines[-1]}" if lines else type(error).__name__
 
 
 def _done(finishing: list[ray.ObjectRef], limit: int) -> Iterator[UnitReport]:
@@ -211,7 +221,23 @@ def _done(finishing: list[ray.ObjectRef], limit: int) -> Iterator[UnitReport]:
         ready, finishing[:] = ray.wait(finishing, num_returns=1, timeout=wait)
         if not ready:
             return
-        yield ray.get(ready[0])
+        yield _result(ready[0])
+
+
+def _connect() -> bool:
+    """Connect to Ray; return whether the cluster is our own."""
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error is told; others are the same
+    own = connect()
+    hear_sigterm()
+    return own
+
+
+def _result(task: ray.ObjectRef) -> Any:
+    """Return what a task returned, or raise what it raised: without the tracebacks that Ray puts into it."""
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        raise error.cause from error
 
 
 class _Progress:
