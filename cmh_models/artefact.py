@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmh_models import build_method
+from cmh_models.artefact_digest import artefact_digest, file_sha256
 from cmh_models.method import SIDES, HashMethod, Side
 from cmh_models.words import TOKENISER_VERSION
 
+__all__ = ["artefact_digest", "from_pretrained", "save_pretrained", "tower_fingerprint"]
+
 FORMAT = 1
-_CONTENT = ("config.json", "model.safetensors", "preprocessing.json", "tokeniser.json")
 
 
 def save_pretrained(method: HashMethod, folder: Path, *, card: dict[str, Any]) -> str:
@@ -72,7 +74,7 @@ def from_pretrained(folder: Path) -> HashMethod:
             f"{folder} has format {config['format']}, this version reads up to {FORMAT}: update hashfleet"
         )
     weights = folder / "model.safetensors"
-    found = _sha256(weights)
+    found = file_sha256(weights)
     if found != config.get("weights"):
         raise ValueError(f"{weights} is damaged: sha256 {found}, config.json says {config.get('weights')}")
     method = build_method(config.get("method", {}), config.get("towers", {}))
@@ -81,19 +83,6 @@ def from_pretrained(folder: Path) -> HashMethod:
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit its config.json: {' '.join(str(error).split())}") from error
     return method.eval()
-
-
-def artefact_digest(folder: Path) -> str:
-    """Return the digest of a model folder: 32 hex digits over all its files but the card.
-
-    Raises:
-        ValueError: a file is missing.
-    """
-    folder = Path(folder)
-    digest = hashlib.blake2b(digest_size=16)
-    for name in _CONTENT:
-        digest.update(f"{name} {_sha256(folder / name)}\n".encode())
-    return digest.hexdigest()
 
 
 def tower_fingerprint(method: HashMethod, side: Side, *, precision: str = "fp32", device: str = "cpu") -> str:
@@ -129,7 +118,7 @@ def _write(method: HashMethod, folder: Path, card: dict[str, Any]) -> None:
         "format": FORMAT,
         "code_length": method.code_length,
         **method.spec,
-        "weights": _sha256(folder / "model.safetensors"),
+        "weights": file_sha256(folder / "model.safetensors"),
     }
     preprocessing = {
         side: {"image_size": network.image_size, **network.architecture()} for side, network in sides.items()
@@ -183,14 +172,6 @@ def _read_json(folder: Path, name: str) -> Any:
         raise ValueError(f"{folder} is no model artefact: it has no {name}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / name} cannot be read: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} is no model artefact: it has no {path.name}") from error
 
 
 def _canonical(value: Any) -> bytes:

@@ -1,4 +1,9 @@
-"""Models in a store: an artefact folder goes to models/<digest>/ once, and encoders read it from there."""
+"""Models in a store: an artefact folder goes to models/<digest>/ once, and encoders read it from there.
+
+Torch is imported where a model is opened: naming one, or bringing one into a store, needs none.
+"""
+
+from __future__ import annotations
 
 import re
 import tempfile
@@ -6,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from cmh_models.artefact import artefact_digest, from_pretrained, tower_fingerprint
-from cmh_models.method import HashMethod
-from cmh_models.towers import GivenFeatures
+from cmh_models.artefact_digest import artefact_digest
 from pipeline.corpus.recipe import DecodeLimits, InputRecipe
 from pipeline.corpus.schema import SIDES, Columns, Side
 from pipeline.releases.addresses import model_path
 from pipeline.releases.storage import Storage
+
+if TYPE_CHECKING:
+    from cmh_models.method import HashMethod
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _LAST = "config.json"
@@ -50,6 +55,8 @@ def read_facts(
     Raises:
         ValueError: the folder is no artefact, or it is damaged.
     """
+    from cmh_models.artefact import from_pretrained, tower_fingerprint
+
     method = from_pretrained(folder)
     device = "cuda" if gpu else "cpu"
     return ModelFacts(
@@ -81,6 +88,8 @@ def open_model(reference: str, store: Storage | None = None) -> HashMethod:
     Raises:
         ValueError: there is no such model, or it is no artefact.
     """
+    from cmh_models.artefact import from_pretrained
+
     with artefact(reference, store) as folder:
         return from_pretrained(folder)
 
@@ -129,6 +138,8 @@ def keep_model(folder: Path, store: Storage) -> str:
 
 
 def _feature_width(method: HashMethod, side: Side) -> int | None:
+    from cmh_models.towers import GivenFeatures
+
     network = getattr(method, side)
     return network.width if isinstance(network, GivenFeatures) else None
 
@@ -139,6 +150,8 @@ def load_encoder(digest: str, store: Storage, *, gpu: bool = False) -> HashMetho
     Raises:
         RuntimeError: a GPU is asked for and there is none.
     """
+    import torch
+
     if gpu and not torch.cuda.is_available():
         raise RuntimeError("resources.gpu is true, but torch sees no GPU on this node; set it to false")
     return open_model(digest, store).to("cuda" if gpu else "cpu")
