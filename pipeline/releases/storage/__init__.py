@@ -17,7 +17,7 @@ from pipeline.releases.addresses import check_path
 from pipeline.releases.storage.backend import Backend, SourceFile, temporary
 from pipeline.releases.storage.local import LocalBackend
 
-__all__ = ["SourceFile", "Storage", "list_source", "source_root"]
+__all__ = ["SourceFile", "Storage", "iter_source", "list_source", "source_root"]
 
 _PUT_LIMIT = 5 << 30  # what S3 takes in one PUT; a conditional write must be one PUT
 
@@ -177,16 +177,23 @@ def list_source(uri: str | os.PathLike[str], *, suffix: str = ".parquet") -> lis
         FileNotFoundError: nothing is there.
         ValueError: a file's name is not UTF-8 or could lead out of the root.
     """
+    return sorted(iter_source(uri, suffix=suffix), key=lambda file: file.path)
+
+
+def iter_source(uri: str | os.PathLike[str], *, suffix: str = ".parquet") -> Iterator[SourceFile]:
+    """Yield what `list_source` lists, in no promised order and one page of a listing at a time."""
     root, name = _split_source(uri)
     if name:
-        return [root.stat(name)]
-    found = list(root.files())
+        yield root.stat(name)
+        return
+    found = False
+    for file in root.files():
+        found = True
+        if file.path.endswith(suffix) and not _hidden(file.path):
+            check_path(file.path)
+            yield file
     if not found and not (root.uri.startswith("/") and Path(root.uri).is_dir()):
         raise FileNotFoundError(f"{root.uri}: no such file or folder; expected {suffix} files")
-    files = [file for file in found if file.path.endswith(suffix) and not _hidden(file.path)]
-    for file in files:
-        check_path(file.path)
-    return sorted(files, key=lambda file: file.path)
 
 
 def source_root(uri: str | os.PathLike[str]) -> Storage:
