@@ -14,6 +14,7 @@ JOBS = {
     "build_index": "build the missing index parts of a store",
     "nightly": "encode, index and publish one release",
     "evaluate": "judge a model: mAP in both directions, with baselines",
+    "benchmark_methods": "the table of methods: each on every set, beside baselines",
     "search": "search a release by text, picture or code",
     "releases": "list, show and verify releases",
     "import_data": "write your own data as Parquet that the other jobs read",
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: hashfleet JOB [--config FILE] [--set A.B=C] ...\n\njobs:")
         for name, purpose in JOBS.items():
-            print(f"  {name:<12} {purpose}")
+            print(f"  {name:<18} {purpose}")
         print("\n`hashfleet JOB --help` tells more.")
         return 0 if arguments else USAGE_ERROR
     name, *rest = arguments

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.codes import pack
 from pipeline.quality.metrics import (
     AveragePrecision,
     average_precision,
@@ -13,6 +14,7 @@ from pipeline.quality.metrics import (
     pack_labels,
     stable_average_precision,
 )
+from pipeline.quality.protocol import JOINT, OWN, Coding, Protocol
 from pipeline.releases.addresses import digest_json
 
 CUT = 50
@@ -37,7 +39,7 @@ class CodedPairs:
     keys: Sequence[str]
     ids: np.ndarray  # (N,) int64
     labels: Sequence[Sequence[int] | np.ndarray]
-    codes: Mapping[str, np.ndarray]  # side -> (N, S) uint8
+    codes: Mapping[str, np.ndarray]  # side -> (N, S) uint8 packed codes, or (N, L) relaxed ones
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ class Evaluation:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
-def evaluate_codes(query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: bool = False) -> Evaluation:
+def evaluate_codes(
+    query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: bool = False, coding: Coding = OWN
+) -> Evaluation:
     """Return mAP@all and mAP@50 of both directions.
 
     Args:
         query: pairs to ask with.
         retrieval: pairs to find, in any order.
         allow_overlap: let a query stand in its own retrieval set, where it finds itself.
+        coding: how the codes came about; goes into the protocol.
     Raises:
         ValueError: a set is empty, no query has a label, a query is in the retrieval set, or the code
             lengths differ.
@@ -84,8 +89,30 @@ def evaluate_codes(query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: b
             stable = stable_average_precision(*codes, **labels, k=k)
             metrics[f"{name}_{direction}"] = float(over_ties.expected.mean())
             ties[f"{name}_{direction}"] = _tie_bounds(over_ties, stable)
-    protocol = _protocol(query, retrieval) | {"queries_in_retrieval_set": len(shared)}
-    return Evaluation(dict(sorted(metrics.items())), ties, protocol)
+    protocol = _protocol(query, retrieval, coding=coding, shared=len(shared))
+    return Evaluation(dict(sorted(metrics.items())), ties, protocol.as_json() | {"definitions": DEFINITIONS})
+
+
+def evaluate_relaxed_codes(
+    query: CodedPairs, retrieval: CodedPairs, *, allow_overlap: bool = False
+) -> dict[Coding, Evaluation]:
+    """Judge relaxed codes under both codings of the retrieval set: by side, and one code for both sides.
+
+    Args:
+        query, retrieval: `codes` hold (N, L) relaxed codes.
+    """
+    asked = replace(query, codes={side: pack(values) for side, values in query.codes.items()})
+    joint = pack(np.sum(list(retrieval.codes.values()), axis=0))
+    codes: dict[Coding, dict[str, np.ndarray]] = {
+        OWN: {side: pack(values) for side, values in retrieval.codes.items()},
+        JOINT: dict.fromkeys(retrieval.codes, joint),
+    }
+    return {
+        coding: evaluate_codes(
+            asked, replace(retrieval, codes=found), allow_overlap=allow_overlap, coding=coding
+        )
+        for coding, found in codes.items()
+    }
 
 
 def label_bits(query: CodedPairs, retrieval: CodedPairs) -> dict[str, np.ndarray]:
@@ -123,12 +150,14 @@ def _tie_bounds(over_ties: AveragePrecision, stable: np.ndarray) -> dict[str, fl
     }
 
 
-def _protocol(query: CodedPairs, retrieval: CodedPairs) -> dict[str, Any]:
-    return {
-        "code_length": 8 * next(iter(query.codes.values())).shape[1],
-        "queries": len(query.keys),
-        "retrieval_rows": len(retrieval.keys),
-        "query_digest": data_digest(query),
-        "retrieval_digest": data_digest(retrieval),
-        "definitions": DEFINITIONS,
-    }
+def _protocol(query: CodedPairs, retrieval: CodedPairs, *, coding: Coding, shared: int) -> Protocol:
+    return Protocol(
+        code_length=8 * next(iter(query.codes.values())).shape[1],
+        queries=len(query.keys),
+        retrieval_rows=len(retrieval.keys),
+        query_digest=data_digest(query),
+        retrieval_digest=data_digest(retrieval),
+        cut_off=CUT,
+        coding=coding,
+        queries_in_retrieval_set=shared,
+    )

@@ -1,0 +1,197 @@
+"""One cell of the benchmark's table: a method on a set at a code length with a seed, trained and judged here.
+
+A cell is a JSON file named by all that its numbers depend on: the recipe, the data, the seed and the code.
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmh_models import method_config
+from cmh_models.method import SIDES, HashMethod
+from cmh_models.towers import TowersConfig
+from jobs.cell_data import DataSet, open_view
+from jobs.code_version import code_version, files_version
+from jobs.config import Config, load_config
+from jobs.sets import EncodedSet, encode_sets
+from jobs.source import source_uri
+from jobs.training_run import plan_run
+from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
+from pipeline.corpus.decode import Pairs
+from pipeline.encoding.encoder import relaxed_codes
+from pipeline.encoding.models import input_recipe
+from pipeline.learning.engine import LocalEngine, local_device
+from pipeline.learning.training import TrainConfig, fit
+from pipeline.quality.evaluation import Evaluation, evaluate_relaxed_codes
+from pipeline.releases.addresses import digest_json
+
+EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
+_JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/cells.py")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What holds for every cell of a call."""
+
+    data: Path
+    out: Path
+    recipes: Path
+    overrides: tuple[str, ...] = ()
+    fold: int | None = None  # draw of validation rows; None judges the query rows
+    described: bool | None = None  # pictures described once; None: unless query rows are judged at 32 bits
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a set at a code length with a seed."""
+
+    data: DataSet
+    method: str
+    bits: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.data.name} {self.method} {self.bits} seed {self.seed}"
+
+
+@dataclass
+class Outcome:
+    """What was measured in a cell, and how."""
+
+    own: Evaluation
+    joint: Evaluation
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
+    """Return the record of a cell: from its file where it stands, else trained, judged and kept.
+
+    Raises:
+        ValueError: there is no recipe for it, or the recipe does not fit the data.
+    """
+    config = cell_config(cell, asked)
+    key = cell_key(cell, config, asked)
+    file = asked.out / "cells" / f"{cell.data.name}_{cell.method}_{cell.bits}_{cell.seed}_{key[:12]}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    outcome = learn(config)
+    record = {
+        "key": key,
+        "data": cell.data.name,
+        "method": cell.method,
+        "bits": cell.bits,
+        "seed": cell.seed,
+        "validation": asked.fold,
+        "seconds": outcome.seconds,
+        "recipe": digest_json(settings_of(config)),
+    }
+    for name, judged in (("own", outcome.own), ("joint", outcome.joint)):
+        protocol = judged.protocol | {
+            "data": cell.data.name,
+            "data_digest": cell.data.digest,
+            "seed": cell.seed,
+            "epochs": EPOCH_RULE,
+            "split": {"query": list(config.data.split.query), "retrieval": list(config.data.split.retrieval)},
+        }
+        protocol.pop("definitions", None)
+        record[name] = {"metrics": judged.metrics, "ties": judged.ties, "protocol": protocol}
+    write_atomically(file, json.dumps(record | outcome.facts, indent=1))
+    return record
+
+
+def cell_config(cell: Cell, asked: Asked) -> Config:
+    """Return the settings of a cell: its recipe, and this call's own on top."""
+    recipe = asked.recipes / f"{cell.data.name}_{cell.method}_{cell.bits}.yaml"
+    if not recipe.is_file():
+        raise ValueError(f"{cell}: no recipe {recipe.name} in {asked.recipes}; see --recipes")
+    own = (f"run.seed={cell.seed}", f"run.dir={asked.out}", "run.name=cell", "resources.workers=0")
+    quiet = ("train.checkpoint_every_epochs=0", "train.validate_every_epochs=0")
+    settings = [*own, *quiet, f"method.code_length={cell.bits}", *asked.overrides]
+    config = load_config(str(recipe), settings, {})
+    described = asked.described
+    if described is None:
+        described = asked.fold is not None or cell.bits != 32
+    view = open_view(cell.data, config, fold=asked.fold, described=described, cache=asked.out / "data")
+    return load_config(str(recipe), [*settings, f"data.path={view.folder}", *view.settings], {})
+
+
+def cell_key(cell: Cell, config: Config, asked: Asked) -> str:
+    """Return the digest of all that a cell's numbers depend on."""
+    return digest_json(
+        {
+            "settings": settings_of(config),
+            "data": cell.data.digest,
+            "fold": asked.fold,
+            "seed": cell.seed,
+            "code": code_version(cell.method),
+            "judging": files_version(*_JUDGING),
+        }
+    )
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return the settings that codes depend on: no place, no name, no seed."""
+    return {
+        "data": config.data.model_dump(mode="json", exclude={"path", "cache_bytes", "scenes"}),
+        "method": method_config(config.method).model_dump(mode="json"),
+        "towers": config.section("towers", TowersConfig).model_dump(mode="json"),
+        "train": config.section("train", TrainConfig).model_dump(mode="json"),
+    }
+
+
+def learn(config: Config) -> Outcome:
+    """Train a method on the train rows and judge the codes of the query rows, all in this process."""
+    started = time.monotonic()
+    plan = plan_run(config)
+    method = plan.build()
+    engine = LocalEngine(method, plan.train, device=local_device(gpu=config.resources.gpu))
+    reader = PieceReader(plan.filesystem, plan.recipe, plan.listing.classes)
+    feed = Feed(
+        plan.listing,
+        reader,
+        FeedConfig(config.run.seed, plan.train.global_batch_size, cache_bytes=config.data.cache_bytes),
+    )
+    fitted = fit(engine, feed, plan.train, seed=config.run.seed)
+    trained = time.monotonic()
+    query, retrieval = relaxed_sets(method, config)
+    judged = evaluate_relaxed_codes(query.coded("relaxed"), retrieval.coded("relaxed"))
+    facts = {
+        "rows": plan.listing.rows,
+        "steps": fitted.position.step,
+        "loss": fitted.losses[-1],
+        "train_seconds": round(trained - started, 2),
+    }
+    seconds = round(time.monotonic() - started, 2)
+    return Outcome(judged["own towers"], judged["joint code"], seconds, facts)
+
+
+def relaxed_sets(method: HashMethod, config: Config) -> tuple[EncodedSet, EncodedSet]:
+    """Return query and retrieval rows with the relaxed codes of both sides."""
+
+    def encode(pairs: Pairs) -> dict[Any, np.ndarray]:
+        return {
+            side: relaxed_codes(method, side, getattr(pairs, side), tile=config.encode.tile) for side in SIDES
+        }
+
+    split, uri = config.data.split, source_uri(config)
+    recipe = input_recipe(method, config.data.columns, config.data.limits)
+    splits = {"query": split.query, "retrieval": split.retrieval}
+    sets = encode_sets(uri, config, recipe=recipe, splits=splits, encoders={"relaxed": encode})
+    return sets.require("query", split.query, uri), sets.require("retrieval", split.retrieval, uri)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file under a temporary name and move it to its place: half of it is never read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = file.with_name(f".{file.name}.{os.getpid()}")
+    made.write_text(text, encoding="utf-8")
+    made.replace(file)
