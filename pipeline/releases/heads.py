@@ -193,17 +193,20 @@ class Log:
         assert entry is not None
         return entry
 
-    def forget(self, table: str, owner: str) -> Entry:
-        """Hide the keys of a table from every reader, whichever release is current.
+    def forget(self, table: str, owner: str, *, replaces: str | None = None) -> Entry | None:
+        """Name the table of all keys to hide, earlier ones included; None if another table came between.
 
         Args:
-            table: SHA-256 that names the table of all keys to hide, earlier ones included.
+            table: SHA-256 of the table.
+            replaces: SHA-256 of the table that the log names before; None when it names none.
         """
         if not self.storage.exists(table_path(table)):
             raise ManifestError(f"{self.storage.where(table_path(table))} is missing: write the table first")
-        entry = self._append("forget", owner, change=lambda tip, now: {"forgotten": table})
-        assert entry is not None
-        return entry
+
+        def name(tip: Entry | None, now: float) -> dict[str, Any] | None:
+            return {"forgotten": table} if (tip.forgotten if tip else None) == replaces else None
+
+        return self._append("forget", owner, change=name)
 
     def _append(
         self, kind: Kind, owner: str, *, change: Callable[[Entry | None, float], dict[str, Any] | None]

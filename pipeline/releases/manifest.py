@@ -38,6 +38,7 @@ UNITS = pa.schema(
         ("rejected", pa.int64()),
         ("absent", pa.int64()),
         ("stale", pa.bool_()),  # the unit was refused; these are its codes of an earlier night
+        ("purged", pa.string()),  # address of the file that stands for `code` since keys were purged from it
     ]
 )
 """One row per unit and side, sorted by path, range and side."""
@@ -71,6 +72,7 @@ REJECTS = pa.schema(
 """One row per rejects file; units without a reject have none. Sorted by path, range and side."""
 
 SCHEMAS = {"units": UNITS, "parts": PARTS, "rejects": REJECTS}
+_LATER = {"purged"}  # columns that releases written before they came do not have; null there
 _ORDER = {
     "units": ("path", "first_row_group", "side"),
     "parts": ("side", "ordinal"),
@@ -144,7 +146,7 @@ def write_release(
     """
     ordered = {name: _checked(name, tables) for name in SCHEMAS}
     _check_ledger(ordered["units"])
-    files = {name: _to_parquet(table) for name, table in ordered.items()}
+    files = {name: to_parquet(table) for name, table in ordered.items()}
     references = {
         name: TableRef(sha256=sha256(data), size=len(data), rows=len(ordered[name]))
         for name, data in files.items()
@@ -218,6 +220,21 @@ def read_table(storage: Storage, manifest: ReleaseManifest, name: str) -> pa.Tab
         raise ManifestError(f"{storage.where(path)}: {error}") from error
 
 
+def code_file(unit: Mapping[str, Any]) -> str:
+    """Return the address at which the code file of a row of `units` stands, and its rejects with it.
+
+    `code` is the address that a plan wants; once forgotten keys are purged from the file, what is left of it
+    stands at another one.
+    """
+    address: str = unit["purged"] or unit["code"]
+    return address
+
+
+def code_files(units: pa.Table) -> pa.ChunkedArray:
+    """Return `code_file` of every row of a table `units`."""
+    return pc.coalesce(units["purged"], units["code"])
+
+
 def create_store(storage: Storage) -> None:
     """Make the root a store if it is none yet; check it if it is one.
 
@@ -262,11 +279,14 @@ def _checked(name: str, tables: Mapping[str, pa.Table]) -> pa.Table:
     if name not in tables:
         raise ValueError(f"a release has tables {', '.join(SCHEMAS)}; got {', '.join(sorted(tables))}")
     found = tables[name].schema
-    if set(found.names) != set(schema.names):
+    table = tables[name]
+    for column in _LATER.intersection(schema.names).difference(found.names):
+        table = table.append_column(column, pa.nulls(len(table), schema.field(column).type))
+    if set(table.column_names) != set(schema.names):
         raise ValueError(
             f"table {name}: columns must be {', '.join(schema.names)}; got {', '.join(found.names)}"
         )
-    table = tables[name].select(schema.names).cast(schema)
+    table = table.select(schema.names).cast(schema)
     if "path" in schema.names:
         for path in pc.unique(table["path"]).to_pylist():
             check_path(path or "")
@@ -301,7 +321,7 @@ def _totals(tables: Mapping[str, pa.Table]) -> dict[str, int]:
     return totals
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def to_parquet(table: pa.Table) -> bytes:
     """Return the Parquet bytes of a table; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=1 << 20)
