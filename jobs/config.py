@@ -68,6 +68,8 @@ class DataConfig(Section):
     columns: Columns = Columns()
     limits: DecodeLimits = DecodeLimits()
     split: SplitConfig = SplitConfig()
+    # A source file beyond this is encoded as several units, each a range of its row groups.
+    unit_bytes: int = Field(default=4 << 30, ge=1)
     cache_bytes: int = Field(default=2 << 30, ge=0)  # decoded rows a training worker may keep in memory
 
 
@@ -93,6 +95,7 @@ class StoreConfig(Section):
     uri: str | None = None
     channel: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9-]*$")
     lease_seconds: int = Field(default=900, ge=1)
+    single_writer: bool = False  # never more than one run at once; then create-if-absent is not required
 
 
 class ResourcesConfig(Section):

@@ -14,12 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.releases.addresses import sha256, table_path
-from pipeline.releases.heads import Entry, Log
+from pipeline.releases.heads import FORGOTTEN_LOG, Entry, Log
 from pipeline.releases.manifest import ManifestError, to_parquet
 from pipeline.releases.storage import Storage
-
-FORGOTTEN_LOG = "forgotten.keys"
-"""The channel that is none: no setting can name it, since the name of a channel has no dot there."""
 
 _DIGEST_SIZE = 16
 FORGOTTEN = pa.schema([("id", pa.int64()), ("digest", pa.binary(_DIGEST_SIZE))])

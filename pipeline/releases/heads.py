@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,10 @@ from pipeline.releases.storage import Storage
 
 Kind = Literal["acquire", "publish", "rollback", "release", "forget"]
 _HURRIES = 100  # appends lost to others before a writer gives up
+
+FORGOTTEN_LOG, UPKEEP_LOG = "forgotten.keys", "store.upkeep"
+"""Logs of the store itself: of forgotten keys, and the one whose lease is held while files are removed. They
+are no channels, and since they have a dot in their names, no setting can make them some."""
 
 
 class Entry(BaseModel):
@@ -38,6 +42,7 @@ class Entry(BaseModel):
     forgotten: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # table of keys to hide
     owner: str  # who wrote this entry
     nonce: str  # tells the writer's own entry from another's when an answer was lost
+    at: float = Field(default=0, ge=0)  # Unix seconds, by the writer's clock: for people, nothing rests on it
 
     def is_held(self, now: float) -> bool:
         """Tell whether someone's lease is live."""
@@ -91,6 +96,16 @@ class Log:
         newest = self.newest()
         return newest.release if newest else None
 
+    def releases(self) -> Iterator[str]:
+        """Yield the releases that were current, each once, the newest first; entries are read as needed."""
+        entry = self.newest()
+        seen = set()
+        while entry is not None:
+            if entry.release is not None and entry.release not in seen:
+                seen.add(entry.release)
+                yield entry.release
+            entry = self._read(entry.seq - 1)
+
     def history(self) -> list[Entry]:
         """Return every entry that is kept, oldest first.
 
@@ -106,21 +121,29 @@ class Log:
         return entries
 
     def acquire(
-        self, owner: str, ttl: float, *, is_gone: Callable[[str], bool] = lambda holder: False
+        self,
+        owner: str,
+        ttl: float,
+        *,
+        is_gone: Callable[[str], bool] = lambda holder: False,
+        single_writer: bool = False,
     ) -> Lease | None:
-        """Take the lease of the channel; None while another holds it.
+        """Take the lease of the channel; None while another holds it, or while files are being removed.
 
         Args:
             owner: who takes it, for messages.
             ttl: seconds until it ends; `renew` before that.
             is_gone: tells of a holder's name whether that process is known to be dead.
+            single_writer: the caller vouches that no other run writes to this store, ever; then the storage
+                need not be able to create a file only if it is absent.
         Raises:
             OSError: the storage cannot create a file only if it is absent.
         """
-        if not self.storage.creates_once():
+        if not single_writer and not self.storage.creates_once():
             raise OSError(
                 f"{self.storage.where()}: this storage overwrites a file that is there, so two runs could"
-                " destroy each other's work; use one that honours If-None-Match on PUT, or a local folder"
+                " destroy each other's work; use one that honours If-None-Match on PUT, or a local folder, or"
+                " set store.single_writer=true if never more than one run writes to it"
             )
 
         def take(tip: Entry | None, now: float) -> dict[str, Any] | None:
@@ -129,7 +152,12 @@ class Log:
             seq = tip.seq + 1 if tip else 1
             return {"fence": seq, "holder": owner, "expires": now + ttl}
 
-        return _lease(self._append("acquire", owner, change=take))
+        lease = _lease(self._append("acquire", owner, change=take))
+        if lease is not None and lease.fence == 1 and self._is_cleaned(is_gone):
+            # Whoever removes files holds the lease of every channel that it saw; this one is newer.
+            self.release(lease)
+            return None
+        return lease
 
     def renew(self, lease: Lease, ttl: float) -> Lease:
         """Move the end of a live lease to `ttl` seconds from now; the fence stays.
@@ -187,11 +215,15 @@ class Log:
         Raises:
             ManifestError: the release is not in the store.
         """
-        read_release(self.storage, check_digest(release))
-        change = {"release": release, "holder": "", "expires": 0}
-        entry = self._append("rollback", owner, change=lambda tip, now: change)
-        assert entry is not None
-        return entry
+        return self._point("rollback", release, owner)
+
+    def promote(self, release: str, owner: str) -> Entry:
+        """Make the release of another channel current here, in one step; it ends a live lease as well.
+
+        Raises:
+            ManifestError: the release is not in the store.
+        """
+        return self._point("publish", release, owner)
 
     def forget(self, table: str, owner: str, *, replaces: str | None = None) -> Entry | None:
         """Name the table of all keys to hide, earlier ones included; None if another table came between.
@@ -208,6 +240,21 @@ class Log:
 
         return self._append("forget", owner, change=name)
 
+    def _point(self, kind: Kind, release: str, owner: str) -> Entry:
+        read_release(self.storage, check_digest(release))
+        change = {"release": release, "holder": "", "expires": 0}
+        entry = self._append(kind, owner, change=lambda tip, now: change)
+        assert entry is not None
+        # Again: it may have been collected between the look and the append. Whoever collects looks again too.
+        read_release(self.storage, release)
+        return entry
+
+    def _is_cleaned(self, is_gone: Callable[[str], bool]) -> bool:
+        if self.channel == UPKEEP_LOG:
+            return False
+        tip = Log(self.storage, UPKEEP_LOG, clock=self._clock).newest()
+        return tip is not None and tip.is_held(self._clock()) and not is_gone(tip.holder)
+
     def _append(
         self, kind: Kind, owner: str, *, change: Callable[[Entry | None, float], dict[str, Any] | None]
     ) -> Entry | None:
@@ -219,7 +266,7 @@ class Log:
                 return None
             state = tip.model_dump() if tip else {}
             state |= {"seq": tip.seq + 1 if tip else 1, "kind": kind, "owner": owner}
-            entry = Entry(**(state | changed | {"nonce": secrets.token_hex(16)}))
+            entry = Entry(**(state | changed | {"nonce": secrets.token_hex(16), "at": self._clock()}))
             if self._create(entry):
                 return entry
         raise RuntimeError(
@@ -295,3 +342,9 @@ class Log:
 
 def _lease(entry: Entry | None) -> Lease | None:
     return None if entry is None else Lease(entry.fence, entry.holder, entry.expires)
+
+
+def channels(storage: Storage) -> list[str]:
+    """Return the channels of a store, sorted, without the logs of the store itself."""
+    names = {path.split("/")[1] for path in storage.list("heads") if path.count("/") == 2}
+    return sorted(names - {FORGOTTEN_LOG, UPKEEP_LOG})

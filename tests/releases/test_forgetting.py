@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.corpus.schema import sample_ids
 from pipeline.releases.addresses import table_path
-from pipeline.releases.forgetting import FORGOTTEN_LOG, Forgotten, forget, forgotten_keys
-from pipeline.releases.heads import Log
+from pipeline.releases.forgetting import Forgotten, forget, forgotten_keys
+from pipeline.releases.heads import FORGOTTEN_LOG, Log
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
 from tests.releases.small import make_release, taken

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +18,14 @@ class SourceFile:
     """One file as a listing shows it: path relative to the root, bytes, and a token of its version.
 
     The token of S3 is the etag. A local file's names its modification time and its path: a time alone
-    does not tell apart two files of equal size written in one tick of the clock.
+    does not tell apart two files of equal size written in one tick of the clock. `modified` is in Unix
+    seconds by the storage's clock, 0 where it was not asked for.
     """
 
     path: str
     size: int
     token: str
+    modified: float = field(default=0.0, compare=False)
 
 
 class Backend(Protocol):

@@ -102,7 +102,8 @@ def _walk(folder: Path, prefix: str, *, above: tuple[tuple[int, int], ...]) -> I
 
 def _source_file(path: str, status: os.stat_result) -> SourceFile:
     name = digest_bytes(os.fsencode(path))
-    return SourceFile(path=path, size=status.st_size, token=f"{status.st_mtime_ns}-{name}")
+    token = f"{status.st_mtime_ns}-{name}"
+    return SourceFile(path=path, size=status.st_size, token=token, modified=status.st_mtime)
 
 
 def _write_synced(file: Path, data: bytes) -> None:
