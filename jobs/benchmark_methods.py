@@ -23,10 +23,12 @@ import logging
 from typing import Any
 
 from cmh_models import METHODS
+from jobs.cell_baselines import BASELINES
 from jobs.cell_data import DataSet
 from jobs.cells import Asked, Cell, run_cell
 from jobs.command import Result
 from jobs.config import Config
+from pipeline.quality.protocol import JOINT, OWN
 
 SETS = ("wiki", "wiki_dense", "cub600", "fashion", "flipkart", "icons")
 RECIPES = Path(__file__).parent / "configs"
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the table is of."""
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of the sets' folders")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="folders below it")
-    parser.add_argument("--methods", nargs="+", default=sorted(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=[*METHODS, *BASELINES], default=[*METHODS, *BASELINES]
+    )
     parser.add_argument("--bits", nargs="+", type=int, default=[32])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--validation", action="store_true", help="judge rows split off train")
@@ -78,8 +82,10 @@ def plan_cells(sets: list[DataSet], args: argparse.Namespace) -> list[Cell]:
 
 
 def _line(cell: Cell, record: dict[str, Any]) -> str:
-    own, joint = record["own"]["metrics"], record["joint"]["metrics"]
-    fold = "" if record["validation"] is None else f" fold {record['validation']}"
+    if "absent" in record:
+        return f"{cell}: {record['absent']}"
+    own, joint = record[OWN]["metrics"], record[JOINT]["metrics"]
+    fold = "" if record["fold"] is None else f" fold {record['fold']}"
     return (
         f"{cell}{fold}: own towers I2T/T2I {own['map_i2t']:.3f}/{own['map_t2i']:.3f} "
         f"@50 {own['map50_i2t']:.3f}/{own['map50_t2i']:.3f}; "
@@ -91,5 +97,5 @@ def _line(cell: Cell, record: dict[str, Any]) -> str:
 
 def _mean(records: list[dict[str, Any]]) -> dict[str, float]:
     """Return the mean of each metric over all cells, by own towers."""
-    names = records[0]["own"]["metrics"]
-    return {name: sum(record["own"]["metrics"][name] for record in records) / len(records) for name in names}
+    judged = [record[OWN]["metrics"] for record in records if "absent" not in record]
+    return {name: sum(metrics[name] for metrics in judged) / len(judged) for name in (judged or [{}])[0]}

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from cmh_models import build_method
 from cmh_models.descriptor import DESCRIPTOR_VERSION
 from jobs.config import Config
+from jobs.source import source_digest
 from pipeline.corpus.decode import decode_pairs
 from pipeline.corpus.schema import resolve_columns
 from pipeline.encoding.baselines import describe_pairs
@@ -60,8 +61,7 @@ class DataSet:
             raise ValueError(
                 f"--data {root} has no set {name!r} (a folder of .parquet files); found: {there}"
             )
-        shas = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        return cls(name, files, digest_json(shas))
+        return cls(name, files, source_digest(str(root / name)))
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,14 @@ def open_view(data: DataSet, config: Config, *, fold: int | None, described: boo
         folder = _made(target, lambda made: _split_off(files, data.name, fold, made))
         settings += (f"data.split.query=[{VALIDATION}]", "data.split.retrieval=[train]")
     return View(folder, settings)
+
+
+def sibling_groups(data: DataSet) -> dict[str, str]:
+    """Return what each row has in common with its siblings, by key; empty where rows stand alone."""
+    if data.name not in GROUPS:
+        return {}
+    tables = [pq.read_table(file, columns=_GROUP_COLUMNS[data.name]) for file in data.files]
+    return {str(row["id"]): GROUPS[data.name](row) for table in tables for row in table.to_pylist()}
 
 
 def in_fold(group: str, fold: int) -> bool:

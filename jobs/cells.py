@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmh_models import method_config
+from cmh_models import METHODS, method_config
 from cmh_models.method import SIDES, HashMethod
 from cmh_models.towers import TowersConfig
-from jobs.cell_data import DataSet, open_view
+from jobs.cell_baselines import BASELINES, judge_baseline
+from jobs.cell_data import DataSet, open_view, sibling_groups
 from jobs.code_version import code_version, files_version
 from jobs.config import Config, load_config
 from jobs.sets import EncodedSet, encode_sets
@@ -29,10 +31,13 @@ from pipeline.encoding.models import input_recipe
 from pipeline.learning.engine import LocalEngine, local_device
 from pipeline.learning.training import TrainConfig, fit
 from pipeline.quality.evaluation import Evaluation, evaluate_relaxed_codes
+from pipeline.quality.protocol import Coding
 from pipeline.releases.addresses import digest_json
 
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
+NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
 _JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/cells.py")
+_BASELINES = ("pipeline/quality/baselines.py", "jobs/cell_baselines.py")
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +67,6 @@ class Cell:
         return f"{self.data.name} {self.method} {self.bits} seed {self.seed}"
 
 
-@dataclass
-class Outcome:
-    """What was measured in a cell, and how."""
-
-    own: Evaluation
-    joint: Evaluation
-    seconds: float
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
     """Return the record of a cell: from its file where it stands, else trained, judged and kept.
 
@@ -83,45 +78,73 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
     file = asked.out / "cells" / f"{cell.data.name}_{cell.method}_{cell.bits}_{cell.seed}_{key[:12]}.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    outcome = learn(config)
-    record = {
+    started = time.monotonic()
+    record: dict[str, Any] = {
         "key": key,
         "data": cell.data.name,
         "method": cell.method,
         "bits": cell.bits,
         "seed": cell.seed,
-        "validation": asked.fold,
-        "seconds": outcome.seconds,
+        "fold": asked.fold,
         "recipe": digest_json(settings_of(config)),
     }
-    for name, judged in (("own", outcome.own), ("joint", outcome.joint)):
-        protocol = judged.protocol | {
-            "data": cell.data.name,
-            "data_digest": cell.data.digest,
-            "seed": cell.seed,
-            "epochs": EPOCH_RULE,
-            "split": {"query": list(config.data.split.query), "retrieval": list(config.data.split.retrieval)},
+    try:
+        judged, facts = judge_cell(cell, config)
+    except LookupError as error:
+        judged, facts = {}, {"absent": str(error)}
+    for coding, evaluation in judged.items():
+        record[coding] = {
+            "metrics": evaluation.metrics,
+            "ties": evaluation.ties,
+            "protocol": evaluation.with_protocol(**known_of(cell, config, facts)).protocol.as_json(),
         }
-        protocol.pop("definitions", None)
-        record[name] = {"metrics": judged.metrics, "ties": judged.ties, "protocol": protocol}
-    write_atomically(file, json.dumps(record | outcome.facts, indent=1))
+    record |= facts | {"seconds": round(time.monotonic() - started, 2)}
+    write_atomically(file, json.dumps(record, indent=1))
     return record
+
+
+def judge_cell(cell: Cell, config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
+    """Train a cell's method or fit its baseline, and judge it under both codings."""
+    if cell.method in BASELINES:
+        return judge_baseline(cell.method, config, bits=cell.bits, groups=sibling_groups(cell.data))
+    return learn(config)
+
+
+def known_of(cell: Cell, config: Config, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what only the cell knows of the protocol of its numbers."""
+    split = config.data.split
+    return {
+        "data": cell.data.name,
+        "data_digest": cell.data.digest,
+        "seed": cell.seed,
+        "split": {"train": split.train, "query": split.query, "retrieval": split.retrieval},
+        "epochs": NO_EPOCHS if cell.method in BASELINES else EPOCH_RULE,
+        "code_length": facts.get("code_length", cell.bits),
+    }
 
 
 def cell_config(cell: Cell, asked: Asked) -> Config:
     """Return the settings of a cell: its recipe, and this call's own on top."""
-    recipe = asked.recipes / f"{cell.data.name}_{cell.method}_{cell.bits}.yaml"
-    if not recipe.is_file():
-        raise ValueError(f"{cell}: no recipe {recipe.name} in {asked.recipes}; see --recipes")
+    recipe = _recipe(cell, asked)
     own = (f"run.seed={cell.seed}", f"run.dir={asked.out}", "run.name=cell", "resources.workers=0")
     quiet = ("train.checkpoint_every_epochs=0", "train.validate_every_epochs=0")
     settings = [*own, *quiet, f"method.code_length={cell.bits}", *asked.overrides]
     config = load_config(str(recipe), settings, {})
     described = asked.described
     if described is None:
-        described = asked.fold is not None or cell.bits != 32
+        described = asked.fold is not None or cell.bits != 32 or cell.method in BASELINES
     view = open_view(cell.data, config, fold=asked.fold, described=described, cache=asked.out / "data")
     return load_config(str(recipe), [*settings, f"data.path={view.folder}", *view.settings], {})
+
+
+def _recipe(cell: Cell, asked: Asked) -> Path:
+    """Return the recipe of a cell; baselines start from the features of the first method that has one."""
+    names = sorted(METHODS, key="jdsh".__ne__) if cell.method in BASELINES else [cell.method]
+    files = [asked.recipes / f"{cell.data.name}_{name}_{cell.bits}.yaml" for name in names]
+    for file in files:
+        if file.is_file():
+            return file
+    raise ValueError(f"{cell}: no recipe {files[0].name} in {asked.recipes}; see --recipes")
 
 
 def cell_key(cell: Cell, config: Config, asked: Asked) -> str:
@@ -133,7 +156,7 @@ def cell_key(cell: Cell, config: Config, asked: Asked) -> str:
             "fold": asked.fold,
             "seed": cell.seed,
             "code": code_version(cell.method),
-            "judging": files_version(*_JUDGING),
+            "judging": files_version(*_JUDGING, *(_BASELINES if cell.method in BASELINES else ())),
         }
     )
 
@@ -148,7 +171,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     }
 
 
-def learn(config: Config) -> Outcome:
+def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
     """Train a method on the train rows and judge the codes of the query rows, all in this process."""
     started = time.monotonic()
     plan = plan_run(config)
@@ -164,14 +187,12 @@ def learn(config: Config) -> Outcome:
     trained = time.monotonic()
     query, retrieval = relaxed_sets(method, config)
     judged = evaluate_relaxed_codes(query.coded("relaxed"), retrieval.coded("relaxed"))
-    facts = {
+    return judged, {
         "rows": plan.listing.rows,
         "steps": fitted.position.step,
         "loss": fitted.losses[-1],
         "train_seconds": round(trained - started, 2),
     }
-    seconds = round(time.monotonic() - started, 2)
-    return Outcome(judged["own towers"], judged["joint code"], seconds, facts)
 
 
 def relaxed_sets(method: HashMethod, config: Config) -> tuple[EncodedSet, EncodedSet]:

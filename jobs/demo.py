@@ -192,9 +192,9 @@ def _report(
     stored = stored_sizes(own, nights[-1].release, judged)
     return Report(
         rows=told.nights[-1].ledgers[0].rows,
-        queries=protocol["queries"],
-        retrieval_rows=protocol["retrieval_rows"],
-        code_length=protocol["code_length"],
+        queries=protocol.queries,
+        retrieval_rows=protocol.retrieval_rows,
+        code_length=protocol.code_length,
         seconds=time.monotonic() - demo.started,
         machine=f"{len(os.sched_getaffinity(0))} cores",
         model=MODEL,

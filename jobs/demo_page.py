@@ -36,7 +36,7 @@ def score_table(judged: Judgement) -> list[Score]:
     for name, (shown, kind, what) in NAMES.items():
         if name in judged.evaluations:
             one = judged.evaluations[name]
-            bits = one.protocol["code_length"]
+            bits = one.protocol.code_length
             scores.append(Score(shown, what, bits, bits // 8, one.metrics, one.ties, kind))
     if judged.relaxed is not None:
         scores.insert(1, _relaxed(judged, scores[0].bits))

@@ -36,7 +36,7 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     judged = judge(config)
     model, retrieval = judged.evaluations["model"], judged.coded["model"][1]
     details: dict[str, Any] = {
-        "protocol": model.protocol | {"seed": config.run.seed},
+        "protocol": model.protocol.as_json() | {"definitions": DEFINITIONS},
         "ties": model.ties,
         "bits": {side: bit_health(retrieval.codes[side]) for side in SIDES},
     }
@@ -54,15 +54,15 @@ def run(config: Config, args: argparse.Namespace) -> Result:
 def _print(judged: Evaluation, baselines: dict[str, dict[str, float]]) -> None:
     """Print the table and its definitions to stderr, beside the logs."""
     columns = ("map_i2t", "map_t2i", "map50_i2t", "map50_t2i")
-    rows = {"model": judged.metrics | {"code_length": judged.protocol["code_length"]}} | baselines
+    rows = {"model": judged.metrics | {"code_length": judged.protocol.code_length}} | baselines
     log.info("\n%-10s %5s %9s %9s %9s %9s", "", "bits", "I2T mAP", "T2I mAP", "I2T @50", "T2I @50")
     for name, metrics in rows.items():
         values = " ".join(f"{metrics[column]:9.4f}" for column in columns)
         log.info("%-10s %5d %s", name, metrics["code_length"], values)
     log.info(
         "\n%d queries, %d retrieval rows; I2T: image asks, texts are found",
-        judged.protocol["queries"],
-        judged.protocol["retrieval_rows"],
+        judged.protocol.queries,
+        judged.protocol.retrieval_rows,
     )
     for term, definition in DEFINITIONS.items():
         log.info("%s: %s", term, definition)

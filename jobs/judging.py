@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from cmh_models.method import SIDES, HashMethod
 from jobs.config import Config
 from jobs.sets import EncodedSet, Encoder, Sets, encode_sets
-from jobs.source import source_uri
+from jobs.source import source_digest, source_uri
 from pipeline.codes import pack
 from pipeline.corpus.decode import Pairs
 from pipeline.corpus.schema import Side
@@ -19,6 +20,8 @@ from pipeline.encoding.models import input_recipe, open_model
 from pipeline.quality.baselines import Features, choose_cca, random_codes
 from pipeline.quality.evaluation import CodedPairs, Evaluation, evaluate_codes
 from pipeline.releases.storage import Storage
+
+MODEL_AS_IT_IS = "of the model as it stands; its card says how it was trained"
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Judgement:
     def baselines(self) -> dict[str, dict[str, float]]:
         """The metrics of each baseline, and its code length."""
         return {
-            name: one.metrics | {"code_length": one.protocol["code_length"]}
+            name: one.metrics | {"code_length": one.protocol.code_length}
             for name, one in self.evaluations.items()
             if name != "model"
         }
@@ -58,6 +61,7 @@ def judge(config: Config, *, cca_lengths: Sequence[int] = (), keep_relaxed: bool
     query = sets.require("query", config.data.split.query, uri)
     retrieval = sets.require("retrieval", config.data.split.retrieval, uri)
     coded = {"model": (query.coded("model"), retrieval.coded("model"))}
+    lengths: dict[str, int] = {}  # where bits were filled up to whole bytes
     if config.evaluate.baselines:
         train = sets.require("train", config.data.split.train, config.evaluate.train or uri)
         length, seed = method.code_length, config.run.seed
@@ -65,15 +69,28 @@ def judge(config: Config, *, cca_lengths: Sequence[int] = (), keep_relaxed: bool
         choices = choose_cca(_as_features(train), code_length=length, seed=seed, others=cca_lengths)
         for name, choice in choices.items():
             log.info("%s: %d bits, regulariser %g", name, choice.code_length, choice.regulariser)
+            lengths[name] = choice.code_length
             coded[name] = (
                 query.with_codes(choice.codes(_as_features(query))),
                 retrieval.with_codes(choice.codes(_as_features(retrieval))),
             )
-    overlap = config.evaluate.allow_overlap
+    overlap, split = config.evaluate.allow_overlap, config.data.split
+    known = {
+        "data": PurePosixPath(uri).name,
+        "data_digest": source_digest(uri),
+        "seed": config.run.seed,
+        "split": {"train": split.train, "query": split.query, "retrieval": split.retrieval},
+        "epochs": MODEL_AS_IT_IS,
+    }
     counts = {"rows_read": sets.rows_read, "rows_left_out": sum(sets.dropped.values())}
     return Judgement(
         coded,
-        {name: evaluate_codes(*pair, allow_overlap=overlap) for name, pair in coded.items()},
+        {
+            name: evaluate_codes(*pair, allow_overlap=overlap).with_protocol(
+                **known | ({"code_length": lengths[name]} if name in lengths else {})
+            )
+            for name, pair in coded.items()
+        },
         counts | {"queries": len(query.keys), "retrieval_rows": len(retrieval.keys)},
         (query.coded("relaxed"), retrieval.coded("relaxed")) if keep_relaxed else None,
     )

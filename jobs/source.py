@@ -1,14 +1,26 @@
 """Where a run's rows come from: the source of `data.path`, drawn first if it is the built-in corpus."""
 
+import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from jobs.config import Config, ScenesConfig
-from pipeline.corpus.scenes import write_corpus
-from pipeline.releases.storage import SourceFile, list_source
+from pipeline.encoding.decoding import Source
+from pipeline.releases.addresses import digest_json
+from pipeline.releases.planning import cut_files, cut_row_groups, files_to_open, list_table
+from pipeline.releases.storage import SourceFile, list_source, source_root
 
 log = logging.getLogger(__name__)
+
+REQUESTS = 16
+"""Threads that wait for the storage while large files are opened."""
+
+_EMPTY = "{uri} holds no .parquet file: an empty corpus; see data.path"
 
 
 def source_uri(config: Config) -> str:
@@ -33,6 +45,19 @@ def source_uri(config: Config) -> str:
     return str(folder)
 
 
+def source_digest(uri: str) -> str:
+    """Return a digest of the bytes of all units of a source, in the order of their paths; reads them all."""
+    filesystem, root = source_root(uri).filesystem()
+    shas = []
+    for unit in source_files(uri):
+        digest = hashlib.sha256()
+        with filesystem.open_input_file(f"{root}/{unit.path}") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        shas.append(digest.hexdigest())
+    return digest_json(shas)
+
+
 def undrawn(config: Config) -> bool:
     """Tell whether the source is the built-in corpus and would have to be drawn first; a dry run must not."""
     path = config.require("data.path")
@@ -54,12 +79,54 @@ def source_files(uri: str) -> list[SourceFile]:
     except FileNotFoundError as error:
         raise ValueError(f"{error}; see data.path") from error
     if not files:
-        raise ValueError(f"{uri} holds no .parquet file: an empty corpus; see data.path")
+        raise ValueError(_EMPTY.format(uri=uri))
     return files
+
+
+def list_units(uri: str, source: Source, parent_units: pa.Table, *, limit: int) -> pa.Table:
+    """List the units of a source, which must have some; reads the footers of new large files and no other.
+
+    A file whose footer cannot be read is a unit whole: it is refused when it is opened to be encoded.
+
+    Args:
+        parent_units: table `units` of the parent release.
+        limit: bytes beyond which a file is cut.
+    Returns:
+        one row per unit (planning.SOURCE_UNITS), sorted by path and range.
+    Raises:
+        ValueError: nothing is there, or no Parquet file.
+    """
+    try:
+        files = list_table(uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; see data.path") from error
+    if not len(files):
+        raise ValueError(_EMPTY.format(uri=uri))
+    large = [SourceFile(**row) for row in files_to_open(files, parent_units, limit=limit).to_pylist()]
+
+    def ranges(file: SourceFile) -> list[tuple[int, int]]:
+        try:
+            with source.open(file) as opened:
+                return cut_row_groups(_sizes(opened.metadata), limit)
+        except Exception as error:  # whatever a broken file leads the readers to
+            log.debug("%s is not cut: %s", file.path, error)
+            return []
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = dict(zip([file.path for file in large], pool.map(ranges, large), strict=True))
+    return cut_files(files, parent_units, found)
+
+
+def _sizes(metadata: pq.FileMetaData) -> list[int]:
+    """Return the bytes of every row group in its file."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return [sum(group.column(n).total_compressed_size for n in range(group.num_columns)) for group in groups]
 
 
 def _draw(folder: Path, scenes: ScenesConfig) -> None:
     """Draw the corpus beside its place and move it there, so that half of it is never taken for all."""
+    from pipeline.corpus.scenes import write_corpus  # loads what a night over standing files has no need of
+
     log.info("drawing %d scenes into %s", scenes.rows, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".drawing-") as temporary:

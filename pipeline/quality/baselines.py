@@ -1,4 +1,4 @@
-"""Codes to compare a method with: random, CCA, and ridge regression on label codes. numpy only.
+"""Codes to compare a method with: random, CCA, CMFH, and ridge regression on label codes. numpy only.
 
 Each works on the fixed features that the method itself starts from. What has to be chosen (the regulariser,
 the best code length) is chosen on validation rows taken out of train, never on query rows.
@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.codes import check_code_length, code_size, pack
 from pipeline.quality.metrics import average_precision, count_by_distance, pack_labels
 
+SIDES = ("image", "text")
 REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LENGTHS = (8, 16, 32, 64, 128)
 VALIDATION_SHARE = 0.15
@@ -36,9 +37,17 @@ class Projection:
     mean: np.ndarray  # (D,)
     weight: np.ndarray  # (D, L)
 
+    def relaxed(self, features: np.ndarray, *, code_length: int | None = None) -> np.ndarray:
+        """Return the first `code_length` columns, all by default, and columns of 0 up to a whole byte.
+
+        The bits of these are equal in all codes: no distance knows of them.
+        """
+        values = (features - self.mean) @ self.weight[:, :code_length]
+        return np.pad(values, ((0, 0), (0, -values.shape[1] % 8)))
+
     def codes(self, features: np.ndarray, *, code_length: int | None = None) -> np.ndarray:
-        """Return packed codes of the first `code_length` columns, all by default."""
-        return pack((features - self.mean) @ self.weight[:, :code_length])
+        """Return the packed signs of `relaxed`."""
+        return pack(self.relaxed(features, code_length=code_length))
 
 
 Pair = dict[str, Projection]
@@ -56,12 +65,16 @@ class Choice:
     regulariser: float
     validation_map: float  # mean of both directions, mAP@all expected over ties
 
-    def codes(self, features: Features) -> dict[str, np.ndarray]:
-        """Return the packed codes of both sides."""
+    def relaxed(self, features: Features) -> dict[str, np.ndarray]:
+        """Return the relaxed codes of both sides."""
         return {
-            side: projection.codes(getattr(features, side), code_length=self.code_length)
+            side: projection.relaxed(getattr(features, side), code_length=self.code_length)
             for side, projection in self.projections.items()
         }
+
+    def codes(self, features: Features) -> dict[str, np.ndarray]:
+        """Return the packed codes of both sides."""
+        return {side: pack(values) for side, values in self.relaxed(features).items()}
 
 
 def random_codes(rows: int, *, code_length: int, seed: int) -> dict[str, np.ndarray]:
@@ -81,7 +94,7 @@ def fit_cca(features: Features, regulariser: float, *, code_length: int) -> Pair
     Source: Hotelling 1936, in the ridge form of Vinod 1976.
     """
     narrow = min(features.image.shape[1], features.text.shape[1])
-    if check_code_length(code_length) > narrow:
+    if not 1 <= code_length <= narrow:
         raise ValueError(f"CCA gives at most {narrow} bits on these features, got code_length {code_length}")
     image_mean, image, image_root = _whitened(features.image, regulariser)
     text_mean, text, text_root = _whitened(features.text, regulariser)
@@ -102,11 +115,51 @@ def fit_ridge(features: Features, regulariser: float, *, code_length: int, seed:
     mixing = np.random.default_rng(seed).standard_normal((len(classes), check_code_length(code_length)))
     targets = (members - members.mean(axis=0)) @ mixing
     pair = {}
-    for side in ("image", "text"):
+    for side in SIDES:
         mean, centred, root = _whitened(getattr(features, side), regulariser)
         half = np.linalg.solve(root, centred.T @ targets / len(targets))
         pair[side] = Projection(mean, np.linalg.solve(root.T, half))
     return pair
+
+
+def fit_cmfh(
+    features: Features, regulariser: float, *, code_length: int, seed: int = 0, rounds: int = 30
+) -> Pair:
+    """Fit collective matrix factorisation hashing: one hidden vector a pair rebuilds both of its sides.
+
+    Minimises  sum over sides of |X - V U|^2 / 2 + mu |V - X P|^2 + gamma (|V|^2 + |U|^2 + |P|^2)  by turns;
+    the signs of X P are the code.
+
+    Args:
+        regulariser: gamma, where features are scaled to variance 1 on average.
+    Source: Ding, Guo and Zhou, CVPR 2014, with its equal weights of both sides and mu = 100.
+    """
+    half, mu = 0.5, 100.0
+    views = []
+    for side in SIDES:
+        mean, centred, _ = _whitened(getattr(features, side), regulariser)
+        views.append((mean, centred / max(float(centred.std()), 1e-12)))
+    rows = len(features.labels)
+    hidden = np.random.default_rng(seed).standard_normal((rows, check_code_length(code_length)))
+    eye = np.eye(code_length)
+    solvers = [
+        np.linalg.solve(x.T @ x + (regulariser * rows / mu) * np.eye(x.shape[1]), x.T) for _, x in views
+    ]
+    for _ in range(rounds):
+        bases = [
+            np.linalg.solve(hidden.T @ hidden + (regulariser * rows / half) * eye, hidden.T @ x)
+            for _, x in views
+        ]
+        projected = [x @ (solver @ hidden) for (_, x), solver in zip(views, solvers, strict=True)]
+        gram = half * sum(base @ base.T for base in bases) + (2 * mu + regulariser) * eye
+        pulled = sum(
+            half * x @ base.T + mu * own for (_, x), base, own in zip(views, bases, projected, strict=True)
+        )
+        hidden = np.linalg.solve(gram, np.asarray(pulled).T).T
+    return {
+        side: Projection(mean, solver @ hidden)
+        for side, (mean, _), solver in zip(SIDES, views, solvers, strict=True)
+    }
 
 
 def choose(
@@ -116,6 +169,7 @@ def choose(
     lengths: Sequence[int],
     seed: int,
     regularisers: Sequence[float] = REGULARISERS,
+    groups: Sequence[str] | None = None,
 ) -> dict[int, Choice]:
     """Choose the regulariser of each code length on validation rows and fit anew on all rows.
 
@@ -124,10 +178,12 @@ def choose(
     Args:
         fit: gives max(lengths) bits, the shorter codes being its first bits.
         seed: of the draw of validation rows.
+        groups: rows of one group stand on one side of that draw; None: every row for itself.
     """
-    order = np.random.default_rng(seed).permutation(len(features.labels))
-    held = max(1, round(VALIDATION_SHARE * len(order)))
-    validation, rest = features.take(np.sort(order[:held])), features.take(np.sort(order[held:]))
+    names, members = np.unique(range(len(features.labels)) if groups is None else groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    held = np.isin(members, order[: max(1, round(VALIDATION_SHARE * len(order)))])
+    validation, rest = features.take(np.flatnonzero(held)), features.take(np.flatnonzero(~held))
     scores: dict[int, list[float]] = {code_length: [] for code_length in lengths}
     for regulariser in regularisers:
         pair = fit(rest, regulariser)
@@ -142,22 +198,26 @@ def choose(
 
 
 def choose_cca(
-    features: Features, *, code_length: int, seed: int, others: Sequence[int] = ()
+    features: Features,
+    *,
+    code_length: int,
+    seed: int,
+    others: Sequence[int] = (),
+    groups: Sequence[str] | None = None,
 ) -> dict[str, Choice]:
     """Return CCA at a code length (`cca`) and at the length that validation likes best (`cca_best`).
 
     Each of the other lengths asked for comes as `cca_<length>`. A length is missing where the narrower side
-    has fewer features than bits.
+    has fewer features than bits; as many bits as it has features are tried for the best then.
     """
     narrow = min(features.image.shape[1], features.text.shape[1])
-    lengths = [length for length in sorted({*LENGTHS, *others, code_length}) if length <= narrow]
-    if not lengths:
-        raise ValueError(f"CCA gives at most {narrow} bits on these features, fewer than {min(LENGTHS)}")
+    wanted = {*LENGTHS, *others, code_length}
+    lengths = sorted({length for length in wanted if length <= narrow} | {min(narrow, max(wanted))})
 
     def fit(rows: Features, regulariser: float) -> Pair:
         return fit_cca(rows, regulariser, code_length=lengths[-1])
 
-    choices = choose(fit, features, lengths=lengths, seed=seed)
+    choices = choose(fit, features, lengths=lengths, seed=seed, groups=groups)
     best = max(choices.values(), key=lambda choice: choice.validation_map)
     named = {"cca": code_length} | {f"cca_{length}": length for length in others}
     chosen = {name: choices[length] for name, length in named.items() if length in choices}

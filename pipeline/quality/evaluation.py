@@ -1,7 +1,7 @@
 """How well the codes of one side find those of the other, in both directions, with the protocol beside it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,12 @@ class Evaluation:
     """Metrics by name, how far ties could move each of them, and what was measured on what."""
 
     metrics: dict[str, float]
-    ties: dict[str, dict[str, float]] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
+    ties: dict[str, dict[str, float]]
+    protocol: Protocol
+
+    def with_protocol(self, **known: Any) -> "Evaluation":
+        """Return it with what only the caller knows of its protocol."""
+        return replace(self, protocol=replace(self.protocol, **known))
 
 
 def evaluate_codes(
@@ -90,7 +94,7 @@ def evaluate_codes(
             metrics[f"{name}_{direction}"] = float(over_ties.expected.mean())
             ties[f"{name}_{direction}"] = _tie_bounds(over_ties, stable)
     protocol = _protocol(query, retrieval, coding=coding, shared=len(shared))
-    return Evaluation(dict(sorted(metrics.items())), ties, protocol.as_json() | {"definitions": DEFINITIONS})
+    return Evaluation(dict(sorted(metrics.items())), ties, protocol)
 
 
 def evaluate_relaxed_codes(

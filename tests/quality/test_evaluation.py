@@ -57,16 +57,16 @@ def test_perfect_codes_reach_1_and_the_protocol_says_what_was_measured() -> None
     result = evaluate_codes(query, retrieval)
     assert set(result.metrics) == {"map_i2t", "map_t2i", "map50_i2t", "map50_t2i"}
     assert set(result.metrics.values()) == {1.0}
-    assert (result.protocol["queries"], result.protocol["retrieval_rows"]) == (4, 4)
-    assert result.protocol["code_length"] == 8
-    assert result.protocol["query_digest"] != result.protocol["retrieval_digest"]
+    assert (result.protocol.queries, result.protocol.retrieval_rows) == (4, 4)
+    assert result.protocol.code_length == 8
+    assert result.protocol.query_digest != result.protocol.retrieval_digest
 
 
 def test_a_query_in_its_own_retrieval_set_is_refused_unless_asked_for() -> None:
     pairs = draw_pairs(1, 5, prefix="q")
     with pytest.raises(ValueError, match="5 of 5 queries are in the retrieval set, 'q0' first"):
         evaluate_codes(pairs, pairs)
-    assert evaluate_codes(pairs, pairs, allow_overlap=True).protocol["queries_in_retrieval_set"] == 5
+    assert evaluate_codes(pairs, pairs, allow_overlap=True).protocol.queries_in_retrieval_set == 5
 
 
 def test_an_empty_set_is_refused() -> None:
