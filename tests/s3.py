@@ -90,6 +90,11 @@ def make_bucket(endpoint: str, name: str = BUCKET) -> None:
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
 
 
+def s3_endpoint() -> str:
+    """Return the endpoint that `s3_server` has put into the environment."""
+    return os.environ["AWS_ENDPOINT_URL"]
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Yield `s3://hashfleet-test`, an empty bucket of a real server; AWS_* point to it for the session."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import s3fs
 
-from pipeline.releases.storage import Storage, list_source
+from pipeline.releases.storage import Storage, list_source, retries
 from tests.s3 import s3_environment
 
 
@@ -69,15 +69,16 @@ def endpoint(answer: bytes | None) -> Iterator[tuple[str, list[int]]]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
 
 
-def test_a_silent_endpoint_is_given_up_after_six_tries(
+def test_a_silent_endpoint_is_given_up_after_so_many_tries(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.05)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
     with endpoint(None) as (url, callers):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(ConnectionError, match=r"cannot be used \(ReadTimeoutError\)"):
             Storage(s3_server).exists("a")
-        assert len(callers) == 6
+        assert len(callers) == retries.TRIES
 
 
 def test_what_answers_and_is_no_store_is_said(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ import pyarrow.fs
 from pipeline.releases.addresses import check_path
 from pipeline.releases.storage.backend import Backend, SourceFile, temporary
 from pipeline.releases.storage.local import LocalBackend
+from pipeline.releases.storage.retries import counted
 
-__all__ = ["SourceFile", "Storage", "iter_source", "list_source", "source_root"]
+__all__ = ["SourceFile", "Storage", "iter_source", "list_source", "source_root", "storage_retries"]
 
 _PUT_LIMIT = 5 << 30  # what S3 takes in one PUT; a conditional write must be one PUT
 
@@ -69,7 +70,8 @@ class Storage:
     def create(self, path: str, data: bytes) -> bool:
         """Put a whole file if none is there; return whether this call did. Of many callers one wins.
 
-        A lost answer can make this return False although the file is ours: who must know reads it back.
+        On object storage the winner knows that it won even where the answer to its request was lost, unless
+        the connection stays broken: that is an OSError, and the file may stand.
         """
         if len(data) > _PUT_LIMIT:
             raise ValueError(
@@ -199,6 +201,11 @@ def iter_source(uri: str | os.PathLike[str], *, suffix: str = ".parquet") -> Ite
 def source_root(uri: str | os.PathLike[str]) -> Storage:
     """Return the storage that the paths of `list_source(uri)` are relative to: one file's is its folder."""
     return _split_source(uri)[0]
+
+
+def storage_retries() -> int:
+    """Return how many requests to object storage this process has had to make again."""
+    return sum(counted().values())
 
 
 def _split_source(uri: str | os.PathLike[str]) -> tuple[Storage, str]:

@@ -5,31 +5,28 @@ multipart upload is completed.
 """
 
 import contextlib
-import functools
-import os
-import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.fs
-import s3fs
 from botocore.exceptions import (
     BotoCoreError,
-    ClientError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
 )
+from botocore.parsers import ResponseParserError
+from s3fs.utils import FileExpired
 
 from pipeline.releases.storage.backend import SourceFile
+from pipeline.releases.storage.requests import AT_ONCE, BLOCK, Handler, connection, put_in_parts
+from pipeline.releases.storage.retries import error_code
 
 _MULTIPART_FROM = 64 << 20
-_CONFLICT_TRIES = 6
-_TRIES = {"mode": "standard", "total_max_attempts": 3}
+_MOST_PARTS = 10_000  # of a multipart upload
 
 
 class S3Backend:
@@ -51,37 +48,25 @@ class S3Backend:
     def read(self, path: str) -> bytes:
         with self._plain_errors(path):
             # One concurrent range means one GET and no HEAD before it.
-            return _client().cat_file(f"{self.bucket}/{self._key(path)}", max_concurrency=1)
+            return bytes(connection().cat_file(self._name(path), max_concurrency=1))
 
     def write(self, path: str, data: bytes) -> None:
         with self._plain_errors(path):
             if len(data) < _MULTIPART_FROM:
                 self._call("put_object", Key=self._key(path), Body=data)
             else:
-                _client().pipe_file(f"{self.bucket}/{self._key(path)}", data)
+                put_in_parts(lambda: connection().pipe_file(self._name(path), data, **_parts(len(data))))
 
     def create(self, path: str, data: bytes) -> bool:
         with self._plain_errors(path):
-            for attempt in range(_CONFLICT_TRIES):
-                try:
-                    self._call("put_object", Key=self._key(path), Body=data, IfNoneMatch="*")
-                    return True
-                except OSError as error:
-                    if isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "412"):
-                        return False
-                    # 409: another conditional write of this key is under way and may yet fail.
-                    last = attempt == _CONFLICT_TRIES - 1
-                    if _code(error) not in ("ConditionalRequestConflict", "409") or last:
-                        raise
-                    time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
-        raise AssertionError("unreachable")
+            return bool(connection().create_once(self.bucket, self._key(path), data))
 
     def stat(self, path: str) -> SourceFile:
         with self._plain_errors(path):
             answer = self._call("head_object", Key=self._key(path))
         if "ETag" not in answer:
             raise OSError(f"{self.uri}: what answers is no S3 store, it gave no ETag; check AWS_ENDPOINT_URL")
-        return SourceFile(path=path, size=answer["ContentLength"], token=answer["ETag"].strip('"'))
+        return _file(path, answer["ContentLength"], answer)
 
     def files(self, prefix: str) -> Iterator[SourceFile]:
         folder = self._key(prefix)
@@ -93,7 +78,7 @@ class S3Backend:
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):  # a "folder" made by a console
                     path = item["Key"].removeprefix(root)
-                    yield SourceFile(path=path, size=item["Size"], token=item["ETag"].strip('"'))
+                    yield _file(path, item["Size"], item)
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -103,25 +88,28 @@ class S3Backend:
             self._call("delete_object", Key=self._key(path))
 
     def upload(self, file: Path, path: str) -> None:
+        size = file.stat().st_size
         with self._plain_errors(path):
-            _client().put_file(str(file), f"{self.bucket}/{self._key(path)}")
+            put_in_parts(lambda: connection().put_file(str(file), self._name(path), **_parts(size)))
 
     def download(self, path: str, file: Path) -> None:
         with self._plain_errors(path):
-            _client().get_file(f"{self.bucket}/{self._key(path)}", str(file))
+            connection().fetch(self.bucket, self._key(path), file)
 
     def local(self, path: str) -> Path | None:
         return None
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        handler = pyarrow.fs.FSSpecHandler(_client())
-        return pyarrow.fs.PyFileSystem(handler), f"{self.bucket}/{self.prefix}".rstrip("/")
+        return pyarrow.fs.PyFileSystem(Handler(connection())), f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def _key(self, path: str) -> str:
         return "/".join(step for step in (self.prefix, path) if step)
 
+    def _name(self, path: str) -> str:
+        return f"{self.bucket}/{self._key(path)}"
+
     def _call(self, method: str, **request: Any) -> Any:
-        return _client().call_s3(method, Bucket=self.bucket, **request)
+        return connection().call_s3(method, Bucket=self.bucket, **request)
 
     @contextlib.contextmanager
     def _plain_errors(self, path: str) -> Iterator[None]:
@@ -136,7 +124,7 @@ class S3Backend:
             ) from error
         except ParamValidationError as error:
             raise ValueError(f"{where}: {' '.join(str(error).split())}; correct the uri") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, ResponseParserError) as error:
             raise ConnectionError(
                 f"{where}: the S3 endpoint cannot be used ({type(error).__name__});"
                 " check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the network"
@@ -149,8 +137,20 @@ class S3Backend:
             raise _plain(error, where, self.bucket) from error
 
 
+def _file(path: str, size: int, answer: dict[str, Any]) -> SourceFile:
+    modified = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
+    return SourceFile(path, size, answer["ETag"].strip('"'), modified)
+
+
+def _parts(size: int) -> dict[str, int]:
+    """Return how an object of so many bytes is cut for its upload."""
+    return {"chunksize": max(BLOCK, -(-size // _MOST_PARTS)), "max_concurrency": AT_ONCE}
+
+
 def _plain(error: OSError, where: str, bucket: str) -> OSError:
-    code = _code(error)
+    code = error_code(error)
+    if isinstance(error, FileExpired):
+        return OSError(f"{where} was replaced while it was read; run again")
     if code == "NoSuchBucket":
         # Not a FileNotFoundError: whoever asks whether a file is there must not take this for a no.
         return OSError(f"{where}: there is no bucket {bucket!r}; create it or correct the uri")
@@ -163,36 +163,3 @@ def _plain(error: OSError, where: str, bucket: str) -> OSError:
     if code:
         return OSError(f"{where}: S3 answered {code}")
     return OSError(f"{where}: {type(error).__name__} while talking to S3")
-
-
-def _code(error: BaseException) -> str:
-    """Return the error code of the S3 answer behind an error of s3fs, '' without one."""
-    cause = error if isinstance(error, ClientError) else error.__cause__
-    return str(cause.response["Error"].get("Code", "")) if isinstance(cause, ClientError) else ""
-
-
-class _S3(s3fs.S3FileSystem):
-    """s3fs that gives a silent endpoint up after a minute and a half: two times botocore's tries of 15 s.
-
-    s3fs tries again what broke while a body was read, botocore what failed before.
-    """
-
-    retries = 2
-
-
-def _client() -> s3fs.S3FileSystem:
-    """Return this process's connection; a fork or another AWS environment means another one."""
-    chain = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _connect(os.getpid(), chain)
-
-
-@functools.lru_cache(maxsize=8)
-def _connect(process: int, chain: tuple[tuple[str, str], ...]) -> s3fs.S3FileSystem:
-    # Parquet readers ask for exact ranges: s3fs' readahead would fetch up to 50 MiB beyond each.
-    settings = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": _TRIES}
-    return _S3(
-        use_listings_cache=False,
-        default_cache_type="none",
-        skip_instance_cache=True,
-        config_kwargs=settings,
-    )
