@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import Config, validate
-from jobs.source import source_files, source_uri
+from jobs.source import list_units, source_uri
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.models import ModelFacts, artefact, keep_model, read_facts
@@ -32,6 +32,7 @@ from pipeline.releases.manifest import (
     read_table,
 )
 from pipeline.releases.planning import Plan, plan_night
+from pipeline.releases.retrying import retried
 from pipeline.releases.storage import Storage, source_root
 from pipeline.search.indexing import IndexConfig
 
@@ -170,10 +171,11 @@ def plan(night: Night, parent: Parent) -> Plan:
         ValueError: the source holds no Parquet file.
     """
     return plan_night(
-        source_files(night.uri),
+        list_units(night.uri, night.source, parent.units, limit=night.config.data.unit_bytes),
         night.facts.fingerprints,
         recipes=night.recipes,
         parent_units=parent.units,
+        retries=retried(night.store),
     )
 
 

@@ -10,7 +10,7 @@ from pipeline.encoding.codefile import Ledger
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows, next_rejects, next_units
 from pipeline.encoding.units import StoredCodes, StoredFile, UnitReport
 from pipeline.releases.manifest import REJECTS, UNITS
-from pipeline.releases.planning import Plan, plan_night
+from pipeline.releases.planning import Plan, cut_files, plan_night, source_table
 from pipeline.releases.storage import SourceFile
 
 TOWERS = {"image": "1" * 32, "text": "2" * 32}
@@ -23,7 +23,9 @@ def listing(**tokens: str) -> list[SourceFile]:
 
 
 def night(files: list[SourceFile], parent: pa.Table | None = None) -> Plan:
-    return plan_night(files, TOWERS, recipes=RECIPES, parent_units=parent)
+    known = UNITS.empty_table() if parent is None else parent
+    units = cut_files(source_table(files), known, {})
+    return plan_night(units, TOWERS, recipes=RECIPES, parent_units=parent)
 
 
 def codes(address: str, rejected: int) -> StoredCodes:

@@ -1,0 +1,164 @@
+"""How long a night of a million units is planned, how much memory that takes, and how fast a release opens.
+
+Synthetic tables, no data files: a parent release of so many units (two sides), the same source with one per
+cent of the units changed, a first night, and a store on local disk that holds such a release. Every figure
+is of a process of its own: its peak memory is that of all it did. There is nothing to compare with but
+limits: the ratios are limit / measured, so at least 1 is within.
+
+    python benchmarks/planning.py [--units N]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import (
+    PARTS,
+    REJECTS,
+    UNITS,
+    ReleaseRecipe,
+    create_store,
+    read_release,
+    read_table,
+    write_release,
+)
+from pipeline.releases.planning import SOURCE, cut_files, plan_night, source_table
+from pipeline.releases.storage import SourceFile, Storage
+from pipeline.search.retrieval import Release
+
+TOWERS = {"image": "1" * 32, "text": "2" * 32}
+RECIPES = {"image": "3" * 32, "text": "4" * 32}
+SECONDS, BYTES, OPEN_SECONDS = 60.0, 2 << 30, 2.0
+
+
+def main() -> None:
+    """Measure each case in a child process; print a table and the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--units", type=int, default=1_000_000)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(CASES[args.case](args.folder, args.units)))
+        return
+    with tempfile.TemporaryDirectory(prefix="hashfleet-planning-") as name:
+        figures = {case: _child(case, Path(name), args.units) for case in CASES}
+    print(f"{args.units} units, two sides\ncase          seconds  peak MiB", file=sys.stderr)
+    for case, figure in figures.items():
+        print(f"{case:<12} {figure['seconds']:8.2f} {figure['peak'] / 2**20:9.0f}", file=sys.stderr)
+    ratios = {}
+    for case in ("first_night", "unchanged", "changed", "new_tower"):
+        ratios[f"{case}_seconds"] = SECONDS / figures[case]["seconds"]
+        ratios[f"{case}_memory"] = BYTES / figures[case]["peak"]
+    ratios["open_seconds"] = OPEN_SECONDS / figures["open"]["seconds"]
+    print(json.dumps({"benchmark": "planning", "units": args.units, "ratios": ratios, "figures": figures}))
+
+
+def _child(case: str, folder: Path, units: int) -> dict[str, float]:
+    words = [sys.executable, __file__, "--case", case, "--folder", str(folder), "--units", str(units)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _files(units: int, changed: int = 0) -> pa.Table:
+    """Return the source as a table: every `changed`-th file has another version."""
+    return source_table(
+        SourceFile(
+            path=f"year=2026/month={number % 12:02d}/part-{number:08d}.snappy.parquet",
+            size=100_000_000 + number,
+            token=f"{number:032x}-{int(changed > 0 and number % changed == 0)}",
+        )
+        for number in range(units)
+    )
+
+
+def _write_store(folder: Path, units: int) -> dict[str, float]:
+    """Leave a store with a release of these units: tables alone, which is all that is planned with."""
+    started = time.monotonic()
+    storage = Storage(folder)
+    create_store(storage)
+    plan = plan_night(cut_files(_files(units), UNITS.empty_table(), {}), TOWERS, recipes=RECIPES)
+    made = plan.encode
+    random = np.random.default_rng(0)
+    rows = random.integers(5000, 15000, len(made))
+    columns = {name: made[name] for name in UNITS.names if name in made.column_names} | {
+        "code_sha256": pa.array([f"{a:032x}{b:032x}" for a, b in random.integers(0, 2**62, (len(made), 2))]),
+        "code_bytes": pa.array(rows * 30),
+        "read": pa.array(rows),
+        "encoded": pa.array(rows),
+        "rejected": pa.array(np.zeros(len(made), np.int64)),
+        "absent": pa.array(np.zeros(len(made), np.int64)),
+        "stale": pa.array(np.zeros(len(made), bool)),
+    }
+    table = pa.table([columns.get(name, pa.nulls(len(made), kind)) for name, kind in _fields()], schema=UNITS)
+    tables = {"units": table, "parts": PARTS.empty_table(), "rejects": REJECTS.empty_table()}
+    recipe = ReleaseRecipe(code_length=64, model="5" * 32, fingerprints=TOWERS, input_recipe="6" * 32)
+    digest = write_release(storage, recipe, tables=tables)
+    log = Log(storage)
+    lease = log.acquire("benchmark", 3600)
+    if lease is None:
+        raise RuntimeError(f"{folder} is not ours")
+    log.publish(lease, digest)
+    pq.write_table(_files(units), folder / "source.parquet")
+    pq.write_table(_files(units, 100), folder / "source-changed.parquet")
+    return {"seconds": time.monotonic() - started, "peak": _peak()}
+
+
+def _fields() -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in UNITS]
+
+
+def _plan(folder: Path, name: str, towers: dict[str, str], *, parent: bool = True) -> dict[str, float]:
+    """Read the parent release and plan; the listing itself comes from a file."""
+    files = pq.read_table(folder / name, schema=SOURCE)
+    started = time.monotonic()
+    known = UNITS.empty_table()
+    if parent:
+        storage = Storage(folder)
+        manifest = read_release(storage, str(Log(storage).current_release()))
+        known = read_table(storage, manifest, "units")
+    read = time.monotonic()
+    plan = plan_night(cut_files(files, known, {}), towers, recipes=RECIPES, parent_units=known)
+    plan.counts()
+    now = time.monotonic()
+    facts = {"encode": len(plan.encode), "reuse": len(plan.reuse), "nothing": plan.nothing_to_do}
+    return {"seconds": now - started, "reading": read - started, "peak": _peak()} | facts
+
+
+def _open(folder: Path, units: int) -> dict[str, float]:
+    started = time.monotonic()
+    Release.open(folder)
+    return {"seconds": time.monotonic() - started, "peak": _peak()}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+CASES: dict[str, Callable[[Path, int], dict[str, float]]] = {
+    "write": _write_store,
+    "first_night": lambda folder, units: _plan(folder, "source.parquet", TOWERS, parent=False),
+    "unchanged": lambda folder, units: _plan(folder, "source.parquet", TOWERS),
+    "changed": lambda folder, units: _plan(folder, "source-changed.parquet", TOWERS),
+    "new_tower": lambda folder, units: _plan(folder, "source.parquet", TOWERS | {"text": "9" * 32}),
+    "open": _open,
+}
+
+
+if __name__ == "__main__":
+    main()
