@@ -1,0 +1,102 @@
+"""The storage policies let each of three users do its work and nothing else, as an S3 server enforces them.
+
+moto checks actions and resources and cannot check conditions, so `s3:prefix` of ListBucket is left out here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmh_models.artefact import save_pretrained
+from tests.encoding.sources import good_rows, tiny_method, write_rows
+from tests.s3 import make_bucket, running_server, s3_environment
+
+ROOT = Path(__file__).parents[2]
+BUCKET = "bucket"
+SEARCH = """
+import sys
+from pipeline.search.retrieval import Release
+release = Release.open(sys.argv[1], cache=sys.argv[2])
+print(release.rows("image"))
+"""
+WRITE = """
+import sys
+from pipeline.releases.storage import Storage
+Storage(sys.argv[1]).write("x", b"x")
+"""
+
+
+def policy(user: str) -> str:
+    document = json.loads(
+        (ROOT / "cluster" / "policies" / f"{user}.json").read_text().replace("BUCKET", BUCKET)
+    )
+    for statement in document["Statement"]:
+        statement.pop("Condition", None)
+    return json.dumps(document)
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
+    """A server that enforces policies, with a source and a model; yields the environment of each user."""
+    import boto3
+
+    folder = tmp_path_factory.mktemp("source")
+    write_rows(folder / "0.parquet", good_rows(0, 8))
+    save_pretrained(tiny_method(), folder / "model", card={})
+    with running_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        for name, value in s3_environment(endpoint).items():
+            patch.setenv(name, value)
+        make_bucket(endpoint, BUCKET)
+        s3, iam = boto3.client("s3"), boto3.client("iam")
+        s3.upload_file(str(folder / "0.parquet"), BUCKET, "clip/0.parquet")
+        for file in (folder / "model").iterdir():
+            s3.upload_file(str(file), BUCKET, f"runs/model/{file.name}")
+        found = {}
+        for user in ("trainer", "writer", "reader", "keeper"):
+            iam.create_user(UserName=user)
+            iam.put_user_policy(UserName=user, PolicyName="own", PolicyDocument=policy(user))
+            key = iam.create_access_key(UserName=user)["AccessKey"]
+            own = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+            found[user] = clean | s3_environment(endpoint) | own | {"PYTHONPATH": str(ROOT)}
+        plain = {"Content-Type": "text/plain"}
+        switch = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", plain, method="POST")
+        urllib.request.urlopen(switch).read()  # from here on every request needs a permission
+        yield found
+
+
+def run(environment: dict[str, str], *words: str) -> Any:
+    return subprocess.run(
+        [sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_writer_publishes_the_reader_searches_and_neither_can_do_more(
+    users: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    night = run(
+        users["writer"],
+        *(
+            "jobs/nightly.py",
+            "--set",
+            f"data.path=s3://{BUCKET}/clip",
+            "--set",
+            f"store.uri=s3://{BUCKET}/store",
+        ),
+        *("--set", f"encode.model=s3://{BUCKET}/runs/model", "--set", f"run.dir=s3://{BUCKET}/runs"),
+    )
+    assert night.returncode == 0, night.stderr
+    found = run(users["reader"], "-c", SEARCH, f"s3://{BUCKET}/store", str(tmp_path / "cache"))
+    assert found.stdout.strip() == "8", found.stderr
+    for user, place in (("reader", "store"), ("writer", "clip"), ("trainer", "store"), ("keeper", "runs")):
+        refused = run(users[user], "-c", WRITE, f"s3://{BUCKET}/{place}")
+        assert refused.returncode, f"{user} wrote into {place}"
+        assert "PermissionError" in refused.stderr or "AccessDenied" in refused.stderr
