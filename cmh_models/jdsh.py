@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cmh_models.losses import Block, pair_errors
+from cmh_models.losses import Block, class_errors, squared_errors, target_products
 from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.similarity import JointSimilarity, Moments, Rows, SimilarityConfig
 from cmh_models.statistics import named, under
@@ -83,7 +83,7 @@ class JDSH(HashMethod):
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
         self.statistics_rounds = config.feature_rounds + config.moment_rounds + config.threshold_rounds
         self.in_batch = config.similarity.moments == "batch"
-        self.gathers = ("image", "text", *(FACTORS[:2] if self.in_batch else FACTORS[:4]))
+        self.gathers = ("image_unit", "text_unit", *(FACTORS[:2] if self.in_batch else FACTORS[:4]))
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         """Return relaxed codes, descriptions and what the similarity needs of each row."""
@@ -97,6 +97,7 @@ class JDSH(HashMethod):
             output[side] = torch.tanh(slope * values.to(scaled.dtype))
             output[f"{side}_described"] = described
             output[f"{side}_target"] = functional.normalize(scaled)
+            output[f"{side}_unit"] = functional.normalize(output[side])
         if not self.in_batch:
             # Of the moments as they are now: this step's update must not come between two factors.
             with fixed(batch["image"]):
@@ -111,7 +112,7 @@ class JDSH(HashMethod):
         sums: dict[str, Tensor] = {}
         if phase.features:
             sums |= named("features", description_sums(self, output))
-        if phase.moments or self.in_batch:
+        if self._wants_moments(phase, rows=len(output["image"])):
             moments = self.similarity.moment_sums(output["image_target"], output["text_target"])
             sums |= named("moments", moments)
         return sums
@@ -121,9 +122,8 @@ class JDSH(HashMethod):
         """Estimate scaling, then moments, then thresholds, each with the earlier ones standing still."""
         phase = self._phase()
         if phase.thresholds:
-            targets = everyone["image_target"], everyone["text_target"]
-            self.similarity.add_pairs(*targets, self._moments(sums))
-        if phase.moments:
+            self.similarity.add_pairs(self._fused_sample(everyone, sums))
+        if phase.moments and not self.in_batch:
             self.similarity.add_moments(under("moments", sums), restart=phase.restart)
         if phase.features:
             update_descriptions(self, under("features", sums))
@@ -133,20 +133,27 @@ class JDSH(HashMethod):
         self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
     ) -> dict[str, Term]:
         """Return the errors of pairs within and across sides, of own pairs, and the coherence of pairs."""
-        image, text = functional.normalize(output["image"]), functional.normalize(output["text"])
-        all_image = functional.normalize(everyone["image"])
-        all_text = functional.normalize(everyone["text"])
+        codes = output["image_unit"], output["text_unit"]
+        total, local = len(everyone["image_unit"]), len(codes[0])
+        place = slice(everyone.start, everyone.start + local)
         with torch.no_grad():
-            rows, columns = self._rows(output, sums), self._rows(everyone, sums)
-            own_target = self.similarity.decide(self.similarity.paired(rows))
-        counts = _ClassCounts()
-        blocks = counts.watch(self._blocks(rows, columns), everyone.start)
-        errors = pair_errors((image, text), (all_image, all_text), everyone.start, blocks=blocks)
-        terms = self._pair_terms(errors, counts.pairs)
-        local = image.new_tensor(float(len(image)))
-        own = (image * text).sum(1)
-        terms["paired"] = Term(self.config.paired_weight * (own - own_target).square().sum(), local)
-        terms["coherence"] = Term(-self.config.coherence_weight * own.sum(), local)
+            own_target, fused = self._fused(output, everyone, sums, place)
+        if self.config.pair_means == "all":
+            targets = ((columns, self.similarity.decide(part)) for columns, part in fused)
+            with torch.no_grad():
+                products = target_products((everyone["image_unit"], everyone["text_unit"]), targets, place)
+            errors, pairs = (
+                squared_errors(codes, products)[:, None],
+                codes[0].new_tensor([local * (total - 1.0)]),
+            )
+        else:
+            all_codes = everyone["image_unit"], everyone["text_unit"]
+            errors, pairs = class_errors(codes, all_codes, place.start, blocks=self._blocks(fused))
+        terms = self._pair_terms(errors, pairs)
+        rows = pairs.new_tensor(float(local))
+        own = (codes[0] * codes[1]).sum(1)
+        terms["paired"] = Term(self.config.paired_weight * (own - own_target).square().sum(), rows)
+        terms["coherence"] = Term(-self.config.coherence_weight * own.sum(), rows)
         return terms
 
     def _phase(self) -> Phase:
@@ -160,6 +167,22 @@ class JDSH(HashMethod):
             thresholds=before_thresholds <= done < self.statistics_rounds,
         )
 
+    def _wants_moments(self, phase: Phase, rows: int) -> bool:
+        """Tell whether moments are summed: in their rounds; those of each batch, where that is cheaper."""
+        if not self.in_batch or self.global_rows is None:
+            return phase.moments or self.in_batch
+        arrays, moments = self.similarity.in_batch_operations(rows, self.global_rows)
+        return moments < arrays
+
+    def _fused_sample(self, everyone: Everyone, sums: dict[str, Tensor]) -> Tensor:
+        """Return the similarity among the rows that feed the thresholds."""
+        image, text = everyone["image_target"], everyone["text_target"]
+        chosen = self.similarity.threshold_rows(len(image), image.device)
+        if self.in_batch and not under("moments", sums):
+            return self.similarity.fuse_in_batch(image, text, slice(0, len(image)))[chosen][:, chosen]
+        some = self.similarity.rows(image[chosen], text[chosen], self._moments(sums))
+        return self.similarity.fuse(some, some)
+
     def _moments(self, sums: dict[str, Tensor]) -> Moments:
         if self.in_batch:
             return self.similarity.batch_moments(under("moments", sums))
@@ -171,14 +194,26 @@ class JDSH(HashMethod):
         missing = tensors["image_norm"].new_empty(len(tensors["image_norm"]), 0)
         return Rows(*(tensors.get(name, missing) for name in FACTORS))
 
-    def _blocks(self, rows: Rows, columns: Rows) -> Iterator[Block]:
-        total = len(columns.image)
-        for first in range(0, total, self.config.chunk):
-            part = slice(first, min(first + self.config.chunk, total))
-            fused = self.similarity.fuse(rows, columns.part(part))
-            separate = self.config.pair_means == "separate"
-            classes = self.similarity.classes(fused) if separate else ()
-            yield Block(part, self.similarity.decide(fused), classes)
+    def _fused(
+        self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], place: slice
+    ) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
+        """Return the (b,) targets of own pairs; the similarity of local rows and all, in column chunks."""
+        total = len(everyone["image_target"])
+        if self.in_batch and not under("moments", sums):
+            fused = self.similarity.fuse_in_batch(everyone["image_target"], everyone["text_target"], place)
+            own = self.similarity.decide(fused.diagonal(place.start))
+            return own, iter([(slice(0, total), fused)])
+        rows, columns = self._rows(output, sums), self._rows(everyone, sums)
+        parts = (
+            slice(first, min(first + self.config.chunk, total))
+            for first in range(0, total, self.config.chunk)
+        )
+        chunks = ((part, self.similarity.fuse(rows, columns.part(part))) for part in parts)
+        return self.similarity.decide(self.similarity.paired(rows)), chunks
+
+    def _blocks(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[Block]:
+        for columns, part in fused:
+            yield Block(columns, self.similarity.decide(part), self.similarity.classes(part))
 
     def _pair_terms(self, errors: Tensor, pairs: Tensor) -> dict[str, Term]:
         weights = (self.config.intra_weight, self.config.intra_weight, self.config.cross_weight)
@@ -191,19 +226,3 @@ class JDSH(HashMethod):
                 weight = weights[which] * self.config.class_weights[number]
                 terms[f"{name}_{kind}"] = Term(weight * errors[which, number], pairs[number])
         return terms
-
-
-class _ClassCounts:
-    """Counts the pairs of each class while the blocks go by, pairs (i, i) left out."""
-
-    pairs: Tensor
-
-    def watch(self, blocks: Iterator[Block], start: int) -> Iterator[Block]:
-        counted: list[Tensor] = []
-        for block in blocks:
-            masks = block.classes or (torch.ones_like(block.target, dtype=torch.bool),)
-            shift = start - block.columns.start
-            counts = [mask.sum() - mask.diagonal(shift).sum() for mask in masks]
-            counted.append(torch.stack(counts).to(block.target.dtype))
-            yield block
-        self.pairs = torch.stack(counted).sum(0)

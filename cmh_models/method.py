@@ -127,6 +127,8 @@ class HashMethod(nn.Module):
     code_length: int
     spec: dict[str, Any]
     """The settings it was built from, defaults filled in: `method` and `towers`."""
+    global_rows: int | None = None
+    """Rows of a global batch, as the training loop says: the cheaper of two equal ways may depend on it."""
     statistics_rounds: int = 0
     """Rounds of forward, sums and update_statistics, without gradient, to run before the first step."""
 

@@ -5,6 +5,7 @@ cross-product term may use population moments, which do not depend on the batch;
 estimated from the data; its two extremes are quantiles, and an amplification never exceeds 1 + L.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -96,6 +97,7 @@ class JointSimilarity(Statistics):
         self._gain = 1.0 if config.form == "centred" else 2.0
         sides = config.image_weight + config.text_weight
         self._shift = {"released": sides, "fused": 1.0, "centred": 0.0}[config.form]
+        self._cross = config.cross_weight * (2.0 if config.form == "fused" else 1.0)
         d, e = image_width + 1, text_width + 1
         self.register_buffer("image_moment", torch.zeros(d, d))
         self.register_buffer("text_moment", torch.zeros(e, e))
@@ -154,36 +156,64 @@ class JointSimilarity(Statistics):
         """Return the (b, c) joint similarity of rows and columns, before DSDW."""
         config = self.config
         weights = (config.image_weight * self._gain, config.text_weight * self._gain)
-        fused = torch.cat([rows.image * weights[0], rows.text * weights[1]], 1) @ (
-            torch.cat([columns.image, columns.text], 1).T
-        )
+        fused = torch.mm(rows.image * weights[0], columns.image.T)
+        fused.addmm_(rows.text * weights[1], columns.text.T)
         if config.cross_weight:
-            half = config.cross_weight * (2.0 if config.form == "fused" else 1.0) / 2
-            h = rows.from_image @ _with_one(columns.text).T / columns.text_norm
-            h += rows.from_text @ _with_one(columns.image).T / columns.image_norm
-            fused += half * h
-        return fused - self._shift
+            # One array for both directions; products without the column of ones, which BLAS would not align.
+            h = torch.addmm(rows.from_image[:, -1:], rows.from_image[:, :-1], columns.text.T)
+            fused.addcdiv_(h, columns.text_norm, value=self._cross / 2)
+            torch.addmm(rows.from_text[:, -1:], rows.from_text[:, :-1], columns.image.T, out=h)
+            fused.addcdiv_(h, columns.image_norm, value=self._cross / 2)
+        return fused.sub_(self._shift) if self._shift else fused
+
+    def fuse_in_batch(self, image: Tensor, text: Tensor, rows: slice) -> Tensor:
+        """Return the (b, B) joint similarity of some rows of a global batch with all, before DSDW.
+
+        The moments are those of the batch. Forms (B, B) arrays: the cheaper way where B is below the widths.
+        """
+        config = self.config
+        cosines = image @ image.T, text @ text.T
+        weights = (config.image_weight * self._gain, config.text_weight * self._gain)
+        fused = cosines[0][rows] * weights[0]
+        fused.add_(cosines[1][rows], alpha=weights[1])
+        if config.cross_weight:
+            a, b = (self._unit_rows(each) for each in cosines)
+            h = torch.addmm(a[rows] @ b.T, b[rows], a.T)
+            fused.add_(h, alpha=self._cross / 2)
+        return fused.sub_(self._shift) if self._shift else fused
+
+    def in_batch_operations(self, rows: int, total: int) -> tuple[int, int]:
+        """Return multiplications of a step with moments of the batch: through (B, B) arrays, through moments.
+
+        Args:
+            rows: local rows.
+            total: rows of the global batch.
+        """
+        d, e = self.image_moment.shape[0], self.text_moment.shape[0]
+        arrays = total * total * (d + e + 2 * rows)
+        moments = rows * (d * d + e * e + d * e) + total * (d + e) ** 2 + 2 * rows * total * (d + e)
+        return arrays, moments
 
     def paired(self, rows: Rows) -> Tensor:
         """Return the (b,) joint similarity of each row with itself, before DSDW."""
         config = self.config
         own = (config.image_weight + config.text_weight) * self._gain * torch.ones_like(rows.text_norm)
         if config.cross_weight:
-            weight = config.cross_weight * (2.0 if config.form == "fused" else 1.0)
-            own += weight * (rows.from_image * _with_one(rows.text)).sum(1) / rows.text_norm
+            own += self._cross * (rows.from_image * _with_one(rows.text)).sum(1) / rows.text_norm
         return own - self._shift
 
     def decide(self, fused: Tensor) -> Tensor:
         """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
         config = self.config
-        target = fused
-        if config.dsdw:
-            left, right, lowest, highest = self.thresholds.to(fused.dtype)
-            apart = 1 + config.left_gain * (lowest - fused).clamp_max(0).exp()
-            alike = 1 + config.right_gain * (fused - highest).clamp_max(0).exp()
-            gain = torch.where(fused < left, apart, torch.where(fused > right, alike, 1.0))
-            target = gain * fused
-        return config.scale * target
+        if not config.dsdw:
+            return fused * config.scale
+        left, right, lowest, highest = self.thresholds.to(fused.dtype)
+        # gain = scale L exp(difference, at most 0), where a pair is decided; L and scale inside the exponent.
+        height = _log(config.left_gain * config.scale)
+        gain = (lowest + height - fused).clamp_max_(height).exp_().mul_(fused < left)
+        height = _log(config.right_gain * config.scale)
+        gain += (fused - (highest - height)).clamp_max_(height).exp_().mul_(fused > right)
+        return gain.add_(config.scale).mul_(fused)
 
     def classes(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the masks of bulk, left and right pairs."""
@@ -191,18 +221,15 @@ class JointSimilarity(Statistics):
         right = fused > self.thresholds[1].to(fused.dtype)
         return ~(left | right), left, right
 
-    def add_pairs(self, image: Tensor, text: Tensor, moments: Moments) -> None:
-        """Add the pairs of some rows of the global batch to the histogram and renew the thresholds.
+    def threshold_rows(self, total: int, device: torch.device) -> Tensor:
+        """Return which rows of the global batch feed the histogram: evenly spaced, the same on every rank."""
+        chosen = torch.arange(min(total, self.config.threshold_rows), device=device)
+        return chosen * total // len(chosen)
 
-        The rows are evenly spaced in the global batch: the same on every rank, for any number of ranks.
-        """
-        total = len(image)
-        chosen = torch.arange(min(total, self.config.threshold_rows), device=image.device)
-        chosen = chosen * total // len(chosen)
-        some = self.rows(image[chosen], text[chosen], moments)
-        fused = self.fuse(some, some).double()
-        upper = torch.triu_indices(len(chosen), len(chosen), offset=1, device=fused.device)
-        _add_to_histogram(self.histogram, fused[upper[0], upper[1]])
+    def add_pairs(self, fused: Tensor) -> None:
+        """Add the (r, r) similarities of some rows to the histogram and renew the thresholds."""
+        upper = torch.triu_indices(len(fused), len(fused), offset=1, device=fused.device)
+        _add_to_histogram(self.histogram, fused.double()[upper[0], upper[1]])
         self.thresholds.copy_(self._estimate())
 
     def _estimate(self) -> Tensor:
@@ -225,12 +252,21 @@ class JointSimilarity(Statistics):
         """Return z such that z' (y, 1) = slope z' y + offset: a similarity as one product."""
         return self._remapped(_with_one(features))
 
+    def _unit_rows(self, cosines: Tensor) -> Tensor:
+        """Return the (B, B) similarities of one side, each row of length 1."""
+        mapped = torch.add(cosines * self.slope, self.offset) if self.offset else cosines
+        return mapped / mapped.square().sum(1, keepdim=True).clamp_min(_TINY).sqrt()
+
     def _remapped(self, with_one: Tensor) -> Tensor:
         return torch.cat([with_one[:, :-1] * self.slope, with_one[:, -1:] * self.offset], 1)
 
 
 def _with_one(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[:, :1])], 1)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _bin_centres(histogram: Tensor) -> Tensor:

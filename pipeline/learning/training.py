@@ -102,6 +102,7 @@ def fit(
     method, step = engine.method, start.step
     total_steps = config.epochs * batches.steps_per_epoch
     method.train()
+    method.global_rows = config.global_batch_size
     refuse_batch_norm(method)
     if step == 0:
         collect_statistics(engine, batches, config.statistics_steps, total_steps)

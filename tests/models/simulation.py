@@ -24,12 +24,20 @@ class Step:
     method: HashMethod  # with the statistics of after the step; no weight has moved
 
 
-def simulate(method: HashMethod, batch: Batch, ranks: int, *, progress: Progress = START) -> Step:
-    """Run one step of `ranks` ranks on a global batch and return loss, gradients and statistics."""
+def simulate(
+    method: HashMethod, batch: Batch, ranks: int, *, progress: Progress = START, tell_rows: bool = True
+) -> Step:
+    """Run one step of `ranks` ranks on a global batch and return loss, gradients and statistics.
+
+    Args:
+        tell_rows: methods learn the size of the global batch, by which they choose among equal ways.
+    """
     copies = [copy.deepcopy(method) for _ in range(ranks)]
     rows = len(batch["image"])
     assert rows % ranks == 0, f"{rows} rows cannot be shared by {ranks} ranks"
     share = rows // ranks
+    for each in copies:
+        each.global_rows = rows if tell_rows else None
     parts = [
         {name: value[r * share : (r + 1) * share] for name, value in batch.items()} for r in range(ranks)
     ]
