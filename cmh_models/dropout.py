@@ -23,11 +23,12 @@ class RowDropout(nn.Module):
         """Return (B, D) values with dropout, of rows with (B,) keys; keys are None outside training."""
         if not self.training or self.share == 0 or keys is None:
             return values
-        columns = _scrambled(torch.arange(values.shape[1], device=values.device) + (self.place << 32))
-        draws = _scrambled(keys[:, None] + columns)
-        # 52 bits, which a double holds exactly.
-        kept = (draws & ((1 << 52) - 1)) >= round(self.share * (1 << 52))
-        return values * (kept.to(values.dtype) / (1 - self.share))
+        width = values.shape[1]
+        # Each mixed number makes four draws of 16 bits.
+        columns = _scrambled(torch.arange(-(-width // 4), device=values.device) + (self.place << 32))
+        draws = _scrambled(keys[:, None] + columns).view(torch.int16)[:, :width]
+        kept = draws >= round(self.share * 2**16) - 2**15
+        return values * kept.to(values.dtype).div_(1 - self.share)
 
     def extra_repr(self) -> str:
         return f"{self.share}, place={self.place}"
