@@ -1,4 +1,7 @@
-"""An S3 server for the suite: moto in a process of its own, on a free loopback port, spoken to over HTTP."""
+"""An S3 server for the suite, on a free loopback port, spoken to over HTTP.
+
+It is moto in a process of its own, or with HASHFLEET_S3=ceph in the environment that of `tests/ceph.py`.
+"""
 
 import contextlib
 import os
@@ -10,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ceph import running_ceph
+from tests.proxy import Proxy, running_proxy
 
 BUCKET = "hashfleet-test"
 
@@ -68,12 +74,14 @@ def running_server() -> Iterator[str]:
             process.wait()
 
 
-def s3_environment(endpoint: str) -> dict[str, str]:
+def s3_environment(
+    endpoint: str, access_key: str = "hashfleet-tests", secret_key: str = "hashfleet-tests-secret"
+) -> dict[str, str]:
     """Return the environment in which every S3 client of this process and its children meets `endpoint`."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "hashfleet-tests",
-        "AWS_SECRET_ACCESS_KEY": "hashfleet-tests-secret",
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -81,6 +89,39 @@ def s3_environment(endpoint: str) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }
+
+
+def is_ceph() -> bool:
+    """Tell whether the suite runs against Ceph.
+
+    Raises:
+        ValueError: HASHFLEET_S3 names neither it nor moto.
+    """
+    name = os.environ.get("HASHFLEET_S3", "moto")
+    if name not in ("moto", "ceph"):
+        raise ValueError(f"HASHFLEET_S3 must be moto or ceph, got {name!r}")
+    return name == "ceph"
+
+
+@contextlib.contextmanager
+def chosen_server() -> Iterator[dict[str, str]]:
+    """Start the server that HASHFLEET_S3 names, with one empty bucket; yield the environment that meets it.
+
+    The variables AWS_* of this process and its children are that environment's until it ends.
+    """
+    with contextlib.ExitStack() as running:
+        if is_ceph():
+            store = running.enter_context(running_ceph())
+            told = s3_environment(store.endpoint, store.access_key, store.secret_key)
+        else:
+            told = s3_environment(running.enter_context(running_server()))
+        patch = running.enter_context(pytest.MonkeyPatch.context())
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in told.items():
+            patch.setenv(name, value)
+        make_bucket(told["AWS_ENDPOINT_URL"])
+        yield told
 
 
 def make_bucket(endpoint: str, name: str = BUCKET) -> None:
@@ -98,13 +139,15 @@ def s3_endpoint() -> str:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Yield `s3://hashfleet-test`, an empty bucket of a real server; AWS_* point to it for the session."""
-    with running_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in s3_environment(endpoint).items():
-            patch.setenv(name, value)
-        make_bucket(endpoint)
+    with chosen_server():
         yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: str) -> Iterator[Proxy]:
+    """A proxy before the server of the session. Who wants it sets AWS_ENDPOINT_URL, and `forget`s first."""
+    with running_proxy(s3_endpoint()) as proxy:
+        yield proxy
 
 
 if __name__ == "__main__":

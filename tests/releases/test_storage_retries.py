@@ -4,7 +4,6 @@ import asyncio
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,16 @@ from botocore.exceptions import ClientError
 
 from pipeline.releases.heads import Log
 from pipeline.releases.storage import Storage, retries, storage_retries
-from tests.proxy import KINDS, Fault, Kind, Proxy, Request, drawn, on, running_proxy
-from tests.s3 import s3_endpoint
+from tests.proxy import KINDS, Fault, Kind, Proxy, Request, drawn, on
 
 
 @pytest.fixture
-def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the S3 server, through which every client of the test goes."""
+def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The proxy before the S3 server, through which every client of the test goes."""
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
-    with running_proxy(s3_endpoint()) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.endpoint)
+    s3_proxy.forget()
+    return s3_proxy
 
 
 @pytest.fixture
