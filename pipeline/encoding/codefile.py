@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 from pipeline.codes import BIT_ORDER, PACKER_VERSION, code_size
 from pipeline.corpus.decode import HASH_SIZE, Reject
 from pipeline.corpus.schema import Side, sample_ids
+from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
 
 CODE_FILE_VERSION = 1
 DUPLICATE = "duplicate key"
+FORGOTTEN = "forgotten"
+_FORGOTTEN_ERROR = "its key was forgotten by `hashfleet releases forget`"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ class CodeFile:
     rejects: bytes | None
 
 
-def make_code_file(recipe: CodeFileRecipe, keys: pa.Array, parts: Sequence[EncodedSide]) -> CodeFile:
+def make_code_file(
+    recipe: CodeFileRecipe,
+    keys: pa.Array,
+    parts: Sequence[EncodedSide],
+    *,
+    forgotten: Forgotten = NOTHING_FORGOTTEN,
+) -> CodeFile:
     """Put the encoded ranges of a unit together.
 
     Of rows with the same key the first is kept and the others are rejected, whatever became of the first: the
@@ -81,10 +90,12 @@ def make_code_file(recipe: CodeFileRecipe, keys: pa.Array, parts: Sequence[Encod
     Args:
         keys: the key of every row of the unit in row order; null where a row has no usable key.
         parts: encoded ranges that cover every row once, in any order.
+        forgotten: keys that become rejects without a key.
     Raises:
         RuntimeError: the ledger does not balance: a row was lost or counted twice.
     """
     side = _drop_duplicates(_join(parts, code_size(recipe.code_length)), keys)
+    side = _drop_forgotten(side, forgotten.mask(keys.to_pylist()) if len(forgotten) else np.zeros(0, bool))
     ledger = _ledger(side)
     if not ledger.balanced or ledger.read != len(keys):
         raise RuntimeError(
@@ -92,8 +103,8 @@ def make_code_file(recipe: CodeFileRecipe, keys: pa.Array, parts: Sequence[Encod
             f"{ledger}; nothing was written"
         )
     metadata = _metadata(recipe, ledger)
-    rejects = _parquet(_reject_table(side.rejects, metadata)) if side.rejects else None
-    return CodeFile(recipe, ledger, _parquet(_code_table(side, keys, metadata)), rejects)
+    rejects = parquet_bytes(_reject_table(side.rejects, metadata)) if side.rejects else None
+    return CodeFile(recipe, ledger, parquet_bytes(_code_table(side, keys, metadata)), rejects)
 
 
 def read_ledger(schema: pa.Schema) -> Ledger:
@@ -163,6 +174,30 @@ def _drop_duplicates(side: EncodedSide, keys: pa.Array) -> EncodedSide:
     )
 
 
+def _drop_forgotten(side: EncodedSide, mask: np.ndarray) -> EncodedSide:
+    """Turn every row of a forgotten key into a reject that does not name it; the mask is of all rows."""
+    if not mask.any():
+        return side
+    kept = ~mask[side.rows]
+    rejects = [reject for reject in side.rejects if not mask[reject.row]]
+    hidden = {int(row) for row in side.rows[~kept]} | {
+        reject.row for reject in side.rejects if mask[reject.row]
+    }
+    rejects += [forgotten_row(row) for row in hidden]
+    return replace(
+        side,
+        rows=side.rows[kept],
+        hashes=side.hashes[kept],
+        codes=side.codes[kept],
+        rejects=tuple(sorted(rejects, key=lambda reject: reject.row)),
+    )
+
+
+def forgotten_row(row: int) -> Reject:
+    """Return the reject of a row whose key was forgotten."""
+    return Reject(row, "", FORGOTTEN, _FORGOTTEN_ERROR)
+
+
 def _first_rows(keys: pa.Array) -> np.ndarray:
     """Return, for each row, the first row with its key; of rows without one, nothing that means anything."""
     groups = pc.fill_null(keys.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
@@ -181,19 +216,26 @@ def _ledger(side: EncodedSide) -> Ledger:
     )
 
 
-def _metadata(recipe: CodeFileRecipe, ledger: Ledger) -> dict[str, str]:
+def recipe_metadata(recipe: CodeFileRecipe) -> dict[str, str]:
+    """Return what a code file says of how its codes were made: equal for two whose codes are exchangeable."""
     values: dict[str, Any] = {
         "version": CODE_FILE_VERSION,
         "side": recipe.side,
-        "unit_token": recipe.unit_token,
         "fingerprint": recipe.fingerprint,
         "input_recipe": recipe.input_recipe,
         "code_length": recipe.code_length,
         "bit_order": BIT_ORDER,
         "packer_version": PACKER_VERSION,
-        "ledger": json.dumps(asdict(ledger), sort_keys=True),
     }
     return {f"hashfleet.{name}": str(value) for name, value in values.items()}
+
+
+def _metadata(recipe: CodeFileRecipe, ledger: Ledger) -> dict[str, str]:
+    mine = {
+        "hashfleet.unit_token": recipe.unit_token,
+        "hashfleet.ledger": json.dumps(asdict(ledger), sort_keys=True),
+    }
+    return recipe_metadata(recipe) | mine
 
 
 def _code_table(side: EncodedSide, keys: pa.Array, metadata: dict[str, str]) -> pa.Table:
@@ -224,7 +266,7 @@ def _fixed_binary(values: np.ndarray) -> pa.Array:
     )
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
     """Write Parquet whose bytes depend on the table alone: codes do not compress and take no dictionary."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["reason"], write_statistics=["id"])

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.encoding.units import StoredCodes, UnitReport
 from pipeline.releases.addresses import rejects_path
-from pipeline.releases.manifest import REJECTS, UNITS
+from pipeline.releases.manifest import REJECTS, UNITS, code_file
 from pipeline.releases.planning import Plan
 
 
@@ -87,7 +87,7 @@ def next_rejects(units: pa.Table, outcome: Outcome, parent_rejects: pa.Table) ->
             file = {"sha256": codes.rejects.sha256, "bytes": codes.rejects.size}
             rows.append(place | file | {"rejects": unit["code"], "rows": codes.ledger.rejected})
         else:
-            rows.append(earlier[unit["code"]] | place)
+            rows.append(earlier[code_file(unit)] | place)
     return pa.Table.from_pylist(rows, schema=REJECTS)
 
 
@@ -114,7 +114,7 @@ def check_limits(
             raise RuntimeError(
                 f"{rejected} of {read} rows rejected on the {side} side, encode.max_reject_fraction allows "
                 f"{max_reject_fraction:g}; {most['rejected']} of them are in {most['path']}: see "
-                f"{rejects_path(most['code'])} of the store; mend them or raise the limit"
+                f"{rejects_path(code_file(most))} of the store; mend them or raise the limit"
             )
 
 

@@ -15,6 +15,7 @@ from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.encoding.codefile import CodeFile, CodeFileRecipe, Ledger, make_code_file, read_ledger
 from pipeline.encoding.decoding import Receipt, Source, one_line
 from pipeline.releases.addresses import code_path, rejects_path, sha256
+from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
 from pipeline.releases.storage import SourceFile, Storage
 
 
@@ -74,11 +75,19 @@ def open_unit(
         return UnitWork(unit, tuple(files), error=one_line(error))
 
 
-def finish_unit(work: UnitWork, receipts: Sequence[Receipt], *, source: Source, store: Storage) -> UnitReport:
+def finish_unit(
+    work: UnitWork,
+    receipts: Sequence[Receipt],
+    *,
+    source: Source,
+    store: Storage,
+    forgotten: Forgotten = NOTHING_FORGOTTEN,
+) -> UnitReport:
     """Write the code files of a unit whose chunks are all encoded, and its rejects before them.
 
     Args:
         receipts: one or more of every chunk, in any order; a repeated one changes nothing.
+        forgotten: keys that are left out.
     Raises:
         RuntimeError: a receipt is missing, or a ledger does not balance: a fault of ours.
     """
@@ -90,10 +99,10 @@ def finish_unit(work: UnitWork, receipts: Sequence[Receipt], *, source: Source, 
         raise RuntimeError(f"{work.unit.path}: {len(of_chunk)} receipts for {len(work.chunks)} chunks")
     ordered = [of_chunk[index] for index in range(len(work.chunks))]
     keys = pa.concat_arrays([pa.array([], pa.string()), *(receipt.keys for receipt in ordered)])
-    files = {
-        file.side: _keep(make_code_file(file, keys, [receipt.sides[file.side] for receipt in ordered]), store)
-        for file in work.files
-    }
+    files = {}
+    for file in work.files:
+        sides = [receipt.sides[file.side] for receipt in ordered]
+        files[file.side] = _keep(make_code_file(file, keys, sides, forgotten=forgotten), store)
     return UnitReport(work.unit, files)
 
 

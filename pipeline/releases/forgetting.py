@@ -57,6 +57,9 @@ class Forgotten:
         return np.fromiter((key in self for key in keys), bool, len(keys))
 
 
+NOTHING_FORGOTTEN = Forgotten()
+
+
 def forgotten_keys(log: Log) -> Forgotten:
     """Return what readers of a channel must not show. Three requests, one more where keys are forgotten.
 

@@ -174,9 +174,19 @@ class Log:
         assert renewed is not None
         return renewed
 
-    def publish(self, lease: Lease, release: str) -> Entry:
+    def is_live(self, lease: Lease) -> bool:
+        """Tell whether a lease is still held: its time has not passed, and nothing has ended it."""
+        try:
+            self._check_live(lease, self.newest(), self._clock())
+        except RuntimeError:
+            return False
+        return True
+
+    def publish(self, lease: Lease, release: str, *, keep_lease: bool = False) -> Entry:
         """Make a release current and end the lease, in one step.
 
+        Args:
+            keep_lease: the lease goes on; there is more to do under it.
         Raises:
             RuntimeError: the lease is over: its time has passed, it has published, or a rollback ended it.
             ManifestError: the release is not in the store.
@@ -185,7 +195,7 @@ class Log:
 
         def point(tip: Entry | None, now: float) -> dict[str, Any]:
             self._check_live(lease, tip, now)
-            return {"release": release, "holder": "", "expires": 0}
+            return {"release": release} | ({} if keep_lease else {"holder": "", "expires": 0})
 
         entry = self._append("publish", lease.owner, change=point)
         assert entry is not None

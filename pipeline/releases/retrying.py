@@ -6,7 +6,7 @@ argument and stays a pure function.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,14 +32,21 @@ def retried(storage: Storage) -> frozenset[str]:
     Raises:
         ManifestError: a note is damaged.
     """
-    return frozenset(address for path in storage.list(RETRIES) for address in _read(storage, path))
+    return frozenset(address for path in storage.list(RETRIES) for address in read_note(storage, path))
 
 
 def again(address: str, retries: frozenset[str]) -> str:
     """Return the address at which a code file is wanted, given those that were retried."""
+    *_, last = chain(address, retries)
+    return last
+
+
+def chain(address: str, retries: frozenset[str]) -> Iterator[str]:
+    """Yield the addresses at which a code file was wanted, one retry after the other."""
+    yield address
     while address in retries:
         address = digest_json(["again", address])
-    return address
+        yield address
 
 
 def again_where(addresses: pa.ChunkedArray, retries: frozenset[str]) -> pa.ChunkedArray:
@@ -49,7 +56,8 @@ def again_where(addresses: pa.ChunkedArray, retries: frozenset[str]) -> pa.Chunk
     return pa.chunked_array([pa.array([again(one, retries) for one in addresses.to_pylist()], pa.string())])
 
 
-def _read(storage: Storage, path: str) -> list[str]:
+def read_note(storage: Storage, path: str) -> list[str]:
+    """Return the addresses that one note names."""
     try:
         listed = json.loads(storage.read(path))
         if not isinstance(listed, list):

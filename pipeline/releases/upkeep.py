@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.releases.addresses import code_path, model_path, part_keys_path, part_path, rejects_path
-from pipeline.releases.manifest import ManifestError, ReleaseManifest, read_release, read_table
+from pipeline.releases.manifest import ManifestError, ReleaseManifest, code_file, read_release, read_table
 from pipeline.releases.storage import Storage
 
 _BLOCK = 8 << 20
@@ -57,7 +57,7 @@ def verify(storage: Storage, digest: str, *, threads: int = 8) -> Verdict:
 def named_files(tables: dict[str, pa.Table]) -> Iterator[NamedFile]:
     """Yield every code file, rejects file and part that the tables of a release name."""
     for row in tables["units"].to_pylist():
-        yield NamedFile(code_path(row["code"]), row["code_sha256"], row["code_bytes"])
+        yield NamedFile(code_path(code_file(row)), row["code_sha256"], row["code_bytes"])
     for row in tables["rejects"].to_pylist():
         yield NamedFile(rejects_path(row["rejects"]), row["sha256"], row["bytes"])
     for row in tables["parts"].to_pylist():

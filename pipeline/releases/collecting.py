@@ -1,0 +1,144 @@
+"""Removing what no kept release needs: mark from the kept releases of every channel, then sweep the rest.
+
+Kept are the newest releases of each channel, the current one among them. Whoever sweeps holds the lease of
+every channel, so that no run is counting on a file that no release names yet; and files younger than a grace
+time stay in any case, for the run that will go on where an ended one stopped. What makes a file count is
+removed before what it counts on: a sweep that is ended leaves whole files only, and is simply run again.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from pipeline.releases.addresses import model_path, quantiser_path, release_path, table_path
+from pipeline.releases.heads import FORGOTTEN_LOG, Log, channels
+from pipeline.releases.manifest import SCHEMAS, ReleaseManifest, read_release, read_table
+from pipeline.releases.retrying import RETRIES, chain, read_note
+from pipeline.releases.storage import SourceFile, Storage
+from pipeline.releases.upkeep import named_files
+
+log = logging.getLogger(__name__)
+
+FOLDERS = ("releases", "tables", "parts", "codes", "rejects", "quantisers", "models", RETRIES)
+"""What is swept, in this order; nothing outside of these folders is ever removed."""
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What is needed: releases by channel, newest first, and the paths of all files that they name."""
+
+    releases: Mapping[str, Sequence[str]]
+    paths: frozenset[str]
+    folders: tuple[str, ...]  # whole folders that are needed, with a slash at their end
+
+    def needs(self, path: str) -> bool:
+        """Tell whether a kept release needs a file."""
+        return path in self.paths or path.startswith(self.folders)
+
+
+def mark(storage: Storage, *, keep: int) -> Marked:
+    """Find what the newest `keep` releases of every channel need.
+
+    Raises:
+        ManifestError: one of them is missing or damaged, so that nobody knows what it needs; roll back to a
+            whole one, or keep fewer.
+        ValueError: `keep` is below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"at least the current release of every channel is kept, got --keep {keep}")
+    kept = {name: list(itertools.islice(Log(storage, name).releases(), keep)) for name in channels(storage)}
+    paths: set[str] = set()
+    models: set[str] = set()
+    wanted: set[str] = set()
+    for digest in sorted({release for releases in kept.values() for release in releases}):
+        manifest = read_release(storage, digest)
+        tables = {name: read_table(storage, manifest, name) for name in SCHEMAS}
+        paths |= {file.path for file in named_files(tables)} | set(_own_files(digest, manifest))
+        models.add(f"{model_path(manifest.recipe.model)}/")
+        wanted |= set(pc.unique(tables["units"]["code"]).to_pylist())
+    paths |= set(_needed_notes(storage, wanted)) | set(_forgotten(storage))
+    return Marked(kept, frozenset(paths), tuple(sorted(models)))
+
+
+def unneeded(storage: Storage, marked: Marked, *, older_than: float) -> list[SourceFile]:
+    """List the files that no kept release needs and that were written before a time, in order of removal.
+
+    Args:
+        older_than: Unix seconds. A model counts as old as its youngest file.
+    """
+    found = [file for folder in FOLDERS for file in _ordered(storage, folder) if not marked.needs(file.path)]
+    youngest: dict[str, float] = {}
+    for file in found:
+        name = _whole(file.path)
+        youngest[name] = max(file.modified, youngest.get(name, 0.0))
+    return [file for file in found if youngest[_whole(file.path)] < older_than]
+
+
+def sweep(storage: Storage, files: Sequence[SourceFile], *, undisturbed: Callable[[], bool]) -> int:
+    """Remove files that `unneeded` listed; return the bytes they had.
+
+    Manifests go first. If a rollback has come meanwhile they are put back and nothing is removed.
+
+    Args:
+        undisturbed: tells whether all leases are still held, under which the files were found.
+    Raises:
+        RuntimeError: they are not.
+    """
+    manifests = [file.path for file in files if file.path.startswith("releases/")]
+    saved = {path: storage.read(path) for path in manifests}
+    for path in manifests:
+        storage.delete(path)
+    if not undisturbed():
+        for path, data in saved.items():
+            storage.create(path, data)
+        raise RuntimeError(f"{storage.where()}: a rollback or another run came between; nothing was removed")
+    rest = [file.path for file in files if not file.path.startswith("releases/")]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _, group in itertools.groupby(rest, key=_rank):
+            list(pool.map(storage.delete, group))
+    return sum(file.size for file in files)
+
+
+def _own_files(digest: str, manifest: ReleaseManifest) -> Iterator[str]:
+    yield release_path(digest)
+    yield from (table_path(getattr(manifest, name).sha256) for name in SCHEMAS)
+    yield from (quantiser_path(quantiser) for quantiser in manifest.recipe.quantisers.values())
+
+
+def _forgotten(storage: Storage) -> Iterator[str]:
+    newest = Log(storage, FORGOTTEN_LOG).newest()
+    if newest is not None and newest.forgotten is not None:
+        yield table_path(newest.forgotten)
+
+
+def _needed_notes(storage: Storage, wanted: set[str]) -> Iterator[str]:
+    """Yield the notes of retries that led to, or will lead from, an address of a kept release."""
+    notes = {path: read_note(storage, path) for path in storage.list(RETRIES)}
+    retries = frozenset(address for addresses in notes.values() for address in addresses)
+    for path, addresses in notes.items():
+        if any(not wanted.isdisjoint(chain(address, retries)) for address in addresses):
+            yield path
+
+
+def _ordered(storage: Storage, folder: str) -> list[SourceFile]:
+    return sorted(storage.files(folder), key=lambda file: (_rank(file.path), file.path))
+
+
+def _rank(path: str) -> tuple[int, int]:
+    """Order removals: a part before its keys, a model's config, which makes it one, before its weights."""
+    last = not path.endswith((".faiss", "/config.json"))
+    return FOLDERS.index(path.split("/")[0]), int(last)
+
+
+def _whole(path: str) -> str:
+    """Return what a file is old or young with: its model, its part, or itself."""
+    folder, _, name = path.partition("/")
+    if folder == "models":
+        return f"{folder}/{name.partition('/')[0]}"
+    return f"{folder}/{name.partition('.')[0]}"

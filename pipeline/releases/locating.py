@@ -1,0 +1,142 @@
+"""Where a key is in a release: its unit and row, its code and the part that holds it, or why it was rejected.
+
+The parts answer for encoded rows: their keys are sorted by id, so a look-up reads a few places of a mapped
+file, and of a remote store one column of each part's keys. Only the files of rejects are read whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.releases.addresses import code_path, part_keys_path, rejects_path
+from pipeline.releases.manifest import ManifestError, code_file
+from pipeline.releases.storage import Storage
+
+
+@dataclass(frozen=True)
+class Place:
+    """One side of a row that has a code."""
+
+    side: str
+    unit: str  # path in the source
+    row: int  # of that unit
+    code: str  # hex
+    code_file: str
+    part: str
+    position: int  # row of the part
+    stale: bool  # the unit was refused since; this is of an earlier night
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One side of a row that has no code, and why."""
+
+    side: str
+    unit: str
+    row: int
+    reason: str
+    error: str
+
+
+def find_rows(
+    storage: Storage, tables: Mapping[str, pa.Table], key: str, *, number: int
+) -> tuple[list[Place], list[Rejection]]:
+    """Find every row of a release that has a key.
+
+    Args:
+        tables: of the release.
+        number: the id of the key.
+    Raises:
+        ManifestError: a file of the release that has to be read is missing or is not what it should be.
+    """
+    return list(_places(storage, tables, key, number)), list(_rejections(storage, tables["rejects"], key))
+
+
+def read_keys(storage: Storage, part: str, *, ids_only: bool = False) -> pa.Table:
+    """Open the keys of a part: mapped where they are local, else read, and then only the ids on demand.
+
+    Raises:
+        ManifestError: they are missing or damaged.
+    """
+    path = part_keys_path(part)
+    local = storage.local(path)
+    options = pa.ipc.IpcReadOptions(included_fields=[0] if ids_only else None)
+    try:
+        if local is not None:
+            return pa.ipc.open_file(pa.memory_map(str(local)), options=options).read_all()
+        filesystem, root = storage.filesystem()
+        with filesystem.open_input_file(f"{root}/{path}") as file:
+            return pa.ipc.open_file(file, options=options).read_all()
+    except FileNotFoundError as error:
+        raise ManifestError(f"{storage.where(path)} is missing: the keys of a part") from error
+    except pa.ArrowException as error:
+        raise ManifestError(f"{storage.where(path)} is no Arrow file: {error}") from error
+
+
+def sorted_ids(keys: pa.Table) -> np.ndarray:
+    """Return the (N,) int64 ids of a part's keys, ascending; without a copy where they are one batch."""
+    column = keys["id"]
+    return column.chunk(0).to_numpy() if column.num_chunks == 1 else column.to_numpy()
+
+
+def _places(storage: Storage, tables: Mapping[str, pa.Table], key: str, number: int) -> Iterator[Place]:
+    for part in tables["parts"].to_pylist():
+        ids = sorted_ids(read_keys(storage, part["part"], ids_only=True))
+        start, end = np.searchsorted(ids, number, side="left"), np.searchsorted(ids, number, side="right")
+        if start == end:
+            continue
+        for offset, row in enumerate(read_keys(storage, part["part"]).slice(start, end - start).to_pylist()):
+            if row["key"] == key:
+                yield _place(storage, tables["units"], part, row=row, position=int(start) + offset)
+
+
+def _place(
+    storage: Storage, units: pa.Table, part: Mapping[str, Any], *, row: Mapping[str, Any], position: int
+) -> Place:
+    mine = pc.and_(pc.equal(units["path"], row["unit"]), pc.equal(units["side"], part["side"]))
+    for unit in units.filter(mine).to_pylist():
+        code = _code(storage, code_path(code_file(unit)), row=row)
+        if code is not None:
+            return Place(
+                part["side"],
+                row["unit"],
+                row["row"],
+                code.hex(),
+                storage.where(code_path(code_file(unit))),
+                part["part"],
+                position,
+                unit["stale"],
+            )
+    raise ManifestError(f"part {part['part']} has row {row['row']} of {row['unit']}, no code file has it")
+
+
+def _code(storage: Storage, path: str, *, row: Mapping[str, Any]) -> bytes | None:
+    filesystem, root = storage.filesystem()
+    try:
+        found = pq.read_table(
+            f"{root}/{path}", filesystem=filesystem, filters=[("id", "=", row["id"])], columns=["row", "code"]
+        )
+    except FileNotFoundError as error:
+        raise ManifestError(f"{storage.where(path)} is missing: the codes of {row['unit']}") from error
+    except pa.ArrowException as error:
+        raise ManifestError(f"{storage.where(path)}: {error}") from error
+    codes = found.filter(pc.equal(found["row"], row["row"]))["code"].to_pylist()
+    return codes[0] if codes else None
+
+
+def _rejections(storage: Storage, rejects: pa.Table, key: str) -> Iterator[Rejection]:
+    for file in rejects.to_pylist():
+        path = rejects_path(file["rejects"])
+        try:
+            rows = pq.read_table(pa.BufferReader(storage.read(path)))
+        except FileNotFoundError as error:
+            raise ManifestError(f"{storage.where(path)} is missing: rejects of {file['path']}") from error
+        except pa.ArrowException as error:
+            raise ManifestError(f"{storage.where(path)}: {error}") from error
+        for row in rows.filter(pc.equal(rows["key"], key)).to_pylist():
+            yield Rejection(file["side"], file["path"], row["row"], row["reason"], row["error"])
