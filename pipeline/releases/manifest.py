@@ -6,7 +6,7 @@ release (`heads.py`) or looks into code files and parts (`upkeep.py`).
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -288,13 +288,35 @@ def _checked(name: str, tables: Mapping[str, pa.Table]) -> pa.Table:
         )
     table = table.select(schema.names).cast(schema)
     if "path" in schema.names:
-        for path in pc.unique(table["path"]).to_pylist():
+        for path in table["path"].filter(pc.fill_null(leaves_root(table["path"]), True)).to_pylist():
             check_path(path or "")
     order = _ORDER[name]
-    table = table.sort_by([(column, "ascending") for column in order]).replace_schema_metadata(None)
-    if len(table.group_by(list(order)).aggregate([])) != len(table):
-        raise ValueError(f"table {name}: every row must differ in {', '.join(order)}")
-    return table
+    if not _in_order(table, order):
+        table = table.sort_by([(column, "ascending") for column in order])
+        if not _in_order(table, order):
+            raise ValueError(f"table {name}: every row must differ in {', '.join(order)}")
+    return table.replace_schema_metadata(None)
+
+
+def leaves_root(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Tell of every path whether `check_path` refuses it: an empty step, '.', '..', or NUL."""
+    return pc.match_substring_regex(paths, r"(^|/)\.{0,2}(/|$)|\x00")
+
+
+def _in_order(table: pa.Table, order: Sequence[str]) -> bool:
+    """Tell whether every row comes after the one before it: sorted and distinct, found without a copy."""
+    before, after = table.slice(0, max(len(table) - 1, 0)), table.slice(1)
+    later = None
+    for column in reversed(order):
+        a, b = (_nulls_last(part[column]) for part in (before, after))
+        greater = pc.less(a, b)
+        later = greater if later is None else pc.or_(greater, pc.and_(pc.equal(a, b), later))
+    return bool(pc.all(pc.fill_null(later, False), min_count=0).as_py())
+
+
+def _nulls_last(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Put the largest number where a number is null, as sorting does."""
+    return pc.fill_null(column, 2**31 - 1) if pa.types.is_int32(column.type) else column
 
 
 def _check_ledger(units: pa.Table) -> None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.codes import PACKER_VERSION
 from pipeline.releases.addresses import check_path
-from pipeline.releases.manifest import UNITS, code_files
+from pipeline.releases.manifest import UNITS, code_files, leaves_root
 from pipeline.releases.planning.addressing import code_addresses, unit_tokens
 from pipeline.releases.planning.listing import SOURCE, list_table, source_table
 from pipeline.releases.planning.splitting import (
@@ -54,7 +54,6 @@ RETRIED = "rejects to be tried again"
 
 _PLACE = ("path", "first_row_group", "last_row_group")
 _ORDER = [("path", "ascending"), ("first_row_group", "ascending"), ("side", "ascending")]
-_LEAVES = r"(^|/)\.{0,2}(/|$)|\x00"  # an empty step, '.', '..', or NUL
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class _Tower:
 
 
 def _check_units(units: pa.Table) -> None:
-    bad = units["path"].filter(pc.match_substring_regex(units["path"], _LEAVES))
+    bad = units["path"].filter(leaves_root(units["path"]))
     if len(bad):
         check_path(bad[0].as_py())
     later, earlier = units.slice(1), units.slice(0, max(len(units) - 1, 0))
