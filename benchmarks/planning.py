@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
@@ -35,7 +34,7 @@ from pipeline.releases.manifest import (
     read_table,
     write_release,
 )
-from pipeline.releases.planning import SOURCE, cut_files, plan_night, source_table
+from pipeline.releases.planning import cut_files, plan_night, source_table
 from pipeline.releases.storage import SourceFile, Storage
 from pipeline.search.retrieval import Release
 
@@ -114,8 +113,6 @@ def _write_store(folder: Path, units: int) -> dict[str, float]:
     if lease is None:
         raise RuntimeError(f"{folder} is not ours")
     log.publish(lease, digest)
-    pq.write_table(_files(units), folder / "source.parquet")
-    pq.write_table(_files(units, 100), folder / "source-changed.parquet")
     return {"seconds": time.monotonic() - started, "peak": _peak()}
 
 
@@ -123,10 +120,13 @@ def _fields() -> list[tuple[str, pa.DataType]]:
     return [(field.name, field.type) for field in UNITS]
 
 
-def _plan(folder: Path, name: str, towers: dict[str, str], *, parent: bool = True) -> dict[str, float]:
-    """Read the parent release and plan; the listing itself comes from a file."""
-    files = pq.read_table(folder / name, schema=SOURCE)
+def _plan(
+    folder: Path, units: int, *, towers: dict[str, str] = TOWERS, changed: int = 0, parent: bool = True
+) -> dict[str, float]:
+    """Take a listing in, read the parent release and plan."""
     started = time.monotonic()
+    files = _files(units, changed)
+    listed = time.monotonic()
     known = UNITS.empty_table()
     if parent:
         storage = Storage(folder)
@@ -137,7 +137,12 @@ def _plan(folder: Path, name: str, towers: dict[str, str], *, parent: bool = Tru
     plan.counts()
     now = time.monotonic()
     facts = {"encode": len(plan.encode), "reuse": len(plan.reuse), "nothing": plan.nothing_to_do}
-    return {"seconds": now - started, "reading": read - started, "peak": _peak()} | facts
+    return {
+        "seconds": now - started,
+        "listing": listed - started,
+        "reading": read - listed,
+        "peak": _peak(),
+    } | facts
 
 
 def _open(folder: Path, units: int) -> dict[str, float]:
@@ -152,10 +157,10 @@ def _peak() -> int:
 
 CASES: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "write": _write_store,
-    "first_night": lambda folder, units: _plan(folder, "source.parquet", TOWERS, parent=False),
-    "unchanged": lambda folder, units: _plan(folder, "source.parquet", TOWERS),
-    "changed": lambda folder, units: _plan(folder, "source-changed.parquet", TOWERS),
-    "new_tower": lambda folder, units: _plan(folder, "source.parquet", TOWERS | {"text": "9" * 32}),
+    "first_night": lambda folder, units: _plan(folder, units, parent=False),
+    "unchanged": _plan,
+    "changed": lambda folder, units: _plan(folder, units, changed=100),
+    "new_tower": lambda folder, units: _plan(folder, units, towers=TOWERS | {"text": "9" * 32}),
     "open": _open,
 }
 

@@ -62,7 +62,7 @@ class Plan:
 
     `encode` (WORK, sorted by path, range and side): code files that the parent release does not name. Some
     may stand in the store already, left by a run that was ended. `reuse` (UNITS, side by side): rows of the
-    next release, ready as they are; `moved`: one of them stands for another file than in the parent.
+    next release, ready as they are; `moved`: they are not just those of the parent, for the same files.
     `vanished`: paths that the parent has and the source has no more.
     """
 
@@ -121,12 +121,13 @@ def plan_night(
         tower = _Tower(side, mark, recipes[side], retries)
         wanted = _wanted(units, tower)
         mine = pc.indices_nonzero(pc.equal(parent["side"], side))  # numbers, not a copy of a million rows
-        codes = _one(parent["code"].take(mine))
+        codes = parent["code"].take(mine)
         found = pc.index_in(wanted["code"], value_set=codes)
-        missing = wanted.filter(pc.is_null(found))
-        encode.append(_explained(missing, parent, mine, tower))
-        reuse.append(_reuse(wanted.filter(pc.is_valid(found)), parent, mine.take(pc.drop_null(found))))
-        moved |= not len(missing) and not _equal(reuse[-1], parent, mine)
+        if found.null_count:
+            encode.append(_explained(wanted.filter(pc.is_null(found)), parent, mine, tower))
+            wanted, found = wanted.filter(pc.is_valid(found)), pc.drop_null(found)
+        reuse.append(_reuse(wanted, parent, mine.take(found)))
+        moved |= not _equal(reuse[-1], parent, mine)
     return Plan(
         encode=pa.concat_tables(encode).sort_by(_ORDER),
         reuse=pa.concat_tables(reuse),
@@ -204,16 +205,16 @@ def _same_place(a: pa.Table, b: pa.Table) -> pa.ChunkedArray:
 
 def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Tower) -> pa.Table:
     """Add to the code files that are wanted why they are, and what they may take rows from."""
-    known_path = pc.is_in(missing["path"], value_set=_one(parent["path"]))
-    known_unit = pc.is_in(missing["unit"], value_set=_one(parent["unit"]))
+    known_path = pc.is_in(missing["path"], value_set=parent["path"])
+    known_unit = pc.is_in(missing["unit"], value_set=parent["unit"])
     again = pc.not_equal(missing["code"], tower.addresses(missing["unit"]))
     cases = pc.make_struct(again, known_unit, known_path)
     reasons = pc.case_when(cases, RETRIED, RECIPE, CHANGED, NEW)
     earlier = parent.select([*_PLACE, "unit", "code", "purged"]).take(mine)
-    earlier = earlier.filter(pc.is_in(earlier["path"], value_set=_one(missing["path"])))
+    earlier = earlier.filter(pc.is_in(earlier["path"], value_set=missing["path"]))
     # The address says of itself whether tower and recipe are those of tonight.
     usable = earlier.filter(pc.equal(tower.addresses(earlier["unit"]), earlier["code"]))
-    found = pc.index_in(_place(missing), value_set=_one(_place(usable)))
+    found = pc.index_in(_place(missing), value_set=_place(usable))
     return pa.table([*missing.columns, reasons, code_files(usable).take(found)], schema=WORK)
 
 
@@ -225,10 +226,5 @@ def _place(units: pa.Table) -> pa.ChunkedArray:
 
 def _vanished(units: pa.Table, parent: pa.Table) -> tuple[str, ...]:
     paths = pc.unique(parent["path"])
-    gone = paths.filter(pc.invert(pc.is_in(paths, value_set=_one(units["path"]))))
+    gone = paths.filter(pc.invert(pc.is_in(paths, value_set=units["path"])))
     return tuple(sorted(gone.to_pylist()))
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

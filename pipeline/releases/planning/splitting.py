@@ -51,7 +51,7 @@ def files_to_open(files: pa.Table, parent_units: pa.Table, *, limit: int) -> pa.
     large = files.filter(pc.greater(files["size"], limit))
     if not len(large):
         return large
-    known = pc.is_in(_version(large), value_set=_one(_version(parent_units)))
+    known = pc.is_in(_version(large), value_set=_version(parent_units))
     return large.filter(pc.invert(known))
 
 
@@ -67,7 +67,7 @@ def cut_files(
     several = {path: found for path, found in ranges.items() if len(found) > 1}
     known = parent_units.filter(pc.is_valid(parent_units["first_row_group"]))
     opened = pc.is_in(files["path"], value_set=pa.array(list(several), pa.string()))
-    kept = pc.and_(pc.invert(opened), pc.is_in(_version(files), value_set=_one(_version(known))))
+    kept = pc.and_(pc.invert(opened), pc.is_in(_version(files), value_set=_version(known)))
     whole = files.filter(pc.invert(pc.or_(opened, kept)))
     tables = [_whole(whole)]
     if several:
@@ -100,8 +100,3 @@ def _table_of(ranges: Mapping[str, Sequence[tuple[int, int]]]) -> pa.Table:
 def _version(files: pa.Table) -> pa.ChunkedArray:
     """Return size and token of every row as one text."""
     return pc.binary_join_element_wise(pc.cast(files["size"], pa.string()), files["token"], " ")
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
