@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {
     "dbrc": "cmh_models.dbrc:DBRC",
+    "djsrh": "cmh_models.djsrh:DJSRH",
     "dscmh": "cmh_models.dscmh:DSCMH",
     "hsidhn": "cmh_models.hsidhn:HSIDHN",
     "jdsh": "cmh_models.jdsh:JDSH",

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
+from cmh_models.cosines import Slope, cosine_outputs, slope_of
 from cmh_models.losses import Block, class_errors, squared_errors, target_products
 from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.similarity import JointSimilarity, Moments, Rows, SimilarityConfig
@@ -46,9 +46,7 @@ class JDSHConfig(MethodConfig):
     class_weights: tuple[float, float, float] = Field(
         default=(0.5, 0.25, 0.25), description="bulk, left, right of separate means"
     )
-    slope: Literal["sqrt", "constant"] = Field(
-        default="sqrt", description="slope of tanh: sqrt(epoch + 1) as published, or 1"
-    )
+    slope: Slope = Field(default="sqrt", description="slope of tanh: sqrt(epoch + 1) as published, or 1")
     chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time")
     feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
     moment_rounds: int = Field(default=16, ge=1, description="rounds after them for second moments")
@@ -87,17 +85,12 @@ class JDSH(HashMethod):
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         """Return relaxed codes, descriptions and what the similarity needs of each row."""
-        slope = (progress.epoch + 1) ** 0.5 if self.config.slope == "sqrt" else 1.0
-        output: HashOutput = {}
-        for side, network in (("image", self.image), ("text", self.text)):
-            with fixed(batch[side]):
-                described = network.describe(batch[side])
-                scaled = network.standardise(described).to(self.similarity.precision)
-            values = network(batch[side], described)
-            output[side] = torch.tanh(slope * values.to(scaled.dtype))
-            output[f"{side}_described"] = described
-            output[f"{side}_target"] = functional.normalize(scaled)
-            output[f"{side}_unit"] = functional.normalize(output[side])
+        output = cosine_outputs(
+            {"image": self.image, "text": self.text},
+            batch,
+            slope=slope_of(self.config.slope, progress),
+            precision=self.similarity.precision,
+        )
         if not self.in_batch:
             # Of the moments as they are now: this step's update must not come between two factors.
             with fixed(batch["image"]):

@@ -149,6 +149,38 @@ def jdsh_terms(
     return terms
 
 
+def djsrh_target(image: np.ndarray, text: np.ndarray, *, form: str, weights: tuple) -> np.ndarray:
+    """Return DJSRH's (N, N) target of rows of unit features.
+
+    Args:
+        form: released (2cos-1) or centred (cos).
+        weights: b of images, eta of the second order, mu.
+    """
+    share, second, scale = weights
+    rows = range(len(image))
+    cosines = np.array(
+        [[share * (image[i] @ image[j]) + (1 - share) * (text[i] @ text[j]) for j in rows] for i in rows]
+    )
+    fused = 2 * cosines - 1 if form == "released" else cosines
+    neighbours = np.array([[np.mean([fused[i, k] * fused[k, j] for k in rows]) for j in rows] for i in rows])
+    return scale * ((1 - second) * fused + second * neighbours)
+
+
+def djsrh_terms(image: Any, text: Any, target: np.ndarray) -> dict[str, Any]:
+    """Return DJSRH's unweighted terms from (N, L) torch codes, as means over all pairs."""
+    image = [row / row.norm() for row in image]
+    text = [row / row.norm() for row in text]
+    rows = range(len(image))
+    return {
+        name: sum((a[i] @ b[j] - target[i, j]) ** 2 for i in rows for j in rows) / len(image) ** 2
+        for name, a, b in (
+            ("image_image", image, image),
+            ("text_text", text, text),
+            ("image_text", image, text),
+        )
+    }
+
+
 def picture_descriptor(pixels: np.ndarray) -> list[float]:
     """Return the descriptor of one (S, S, 3) picture, pixel by pixel: colour grid, directions, colours."""
     size = len(pixels)

@@ -42,7 +42,7 @@ def simulate(
         {name: value[r * share : (r + 1) * share] for name, value in batch.items()} for r in range(ranks)
     ]
     outputs = [rank(part, progress) for rank, part in zip(copies, parts, strict=True)]
-    gathered = {name: torch.cat([output[name] for output in outputs]) for name in method.gathers}
+    gathered = {name: torch.cat([output[name] for output in outputs]) for name in copies[0].gathers}
     everyone = [Everyone(gathered, start=r * share) for r in range(ranks)]
     local = [rank.sums(output) for rank, output in zip(copies, outputs, strict=True)]
     sums = {name: sum((each[name] for each in local), torch.zeros(())) for name in local[0]}

@@ -1,0 +1,199 @@
+"""DJSRH: Deep Joint-Semantics Reconstructing Hashing (Su, Zhong, Zhang, ICCV 2019), the parent of JDSH.
+
+Codes of both sides shall have the cosines of S = mu ((1 - eta) S~ + eta S~ S~' / B), S~ the weighted mean of
+both sides' similarities in the batch. S has low rank, so loss and gradient follow from second moments of the
+batch: the cost of a rank does not depend on the global batch, and nothing is gathered. Where the batch has
+fewer rows than the features have columns, (B, B) arrays are cheaper, and are formed.
+
+From the authors' code: all of S, the weights, the growing slope of tanh, pairs (i, i) among all others.
+Ours: features are standardised first.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cmh_models.cosines import Slope, cosine_outputs, slope_of
+from cmh_models.losses import TargetProducts, squared_errors
+from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
+from cmh_models.statistics import named, under
+from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
+
+
+class DJSRHConfig(MethodConfig):
+    """Settings of DJSRH; the symbols are those of the authors' code."""
+
+    form: Literal["released", "centred"] = Field(
+        default="released", description="similarity of a side. released: 2 cos - 1; centred: cos"
+    )
+    image_weight: float = Field(default=0.3, ge=0, le=1, description="b; texts get 1 - b")
+    second_order: float = Field(default=0.4, ge=0, le=1, description="eta: neighbours of neighbours")
+    scale: float = Field(default=1.5, gt=0, description="mu")
+    intra_weight: float = Field(default=0.1, ge=0, description="pairs within a side; image-text pairs: 1")
+    slope: Slope = Field(default="sqrt", description="slope of tanh: sqrt(epoch + 1) as published, or 1")
+    feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
+
+
+class DJSRH(HashMethod):
+    """The networks of both sides; all that is estimated before training is the scaling of features."""
+
+    Config: ClassVar[type[MethodConfig]] = DJSRHConfig
+    image: Described
+    text: Described
+    rounds: Tensor
+
+    def __init__(self, config: DJSRHConfig, towers: TowersConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.code_length = config.code_length
+        self.image = build_tower(towers.image, "image", config.code_length)
+        self.text = build_tower(towers.text, "text", config.code_length)
+        self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
+        self.statistics_rounds = config.feature_rounds
+
+    def forward(self, batch: Batch, progress: Progress) -> HashOutput:
+        """Return relaxed and unit codes, descriptions and target features."""
+        networks = {"image": self.image, "text": self.text}
+        output = cosine_outputs(networks, batch, slope=slope_of(self.config.slope, progress))
+        by_arrays = self._by_arrays(len(output["image"]))
+        self.gathers = ("image_unit", "text_unit", "image_target", "text_target") if by_arrays else ()
+        return output
+
+    @torch.no_grad()
+    def sums(self, output: HashOutput) -> dict[str, Tensor]:
+        """Return the moments of features and codes, and in the first rounds those of descriptions."""
+        sums: dict[str, Tensor] = {}
+        if int(self.rounds) < self.config.feature_rounds:
+            sums |= named("features", description_sums(self, output))
+        if not self._by_arrays(len(output["image"])):
+            sums |= named("batch", moments_of(output))
+        return sums
+
+    @torch.no_grad()
+    def update_statistics(self, everyone: Everyone, sums: dict[str, Tensor]) -> None:
+        """Estimate the scaling of features in the first rounds."""
+        if features := under("features", sums):
+            update_descriptions(self, features)
+        self.rounds += 1
+
+    def loss(
+        self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
+    ) -> dict[str, Term]:
+        """Return the mean squared errors of pairs within and across sides."""
+        local = len(output["image_unit"])
+        with torch.no_grad():
+            if moments := under("batch", sums):
+                products, total = self._by_moments(output, moments), moments["rows"]
+            else:
+                place = slice(everyone.start, everyone.start + local)
+                products, total = self._from_arrays(everyone, place), len(everyone["image_unit"])
+        errors = squared_errors((output["image_unit"], output["text_unit"]), products)
+        pairs = errors.new_tensor(float(local)) * total
+        weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
+        names = ("image_image", "text_text", "image_text")
+        return {
+            name: Term(weight * error, pairs)
+            for name, weight, error in zip(names, weights, errors.unbind(), strict=True)
+        }
+
+    def _by_arrays(self, rows: int) -> bool:
+        """Tell whether (B, B) arrays take fewer multiplications than moments."""
+        if self.global_rows is None:
+            return False
+        total, width = self.global_rows, self.image.width + self.text.width
+        arrays = total * total * (width + rows)
+        return arrays < rows * width * width * 11 / 4
+
+    def _weights(self) -> tuple[float, float, float]:
+        """Return factors of both sides' cosines in S~, and what is added."""
+        gain, added = (2.0, -1.0) if self.config.form == "released" else (1.0, 0.0)
+        return gain * self.config.image_weight, gain * (1 - self.config.image_weight), added
+
+    def _from_arrays(self, everyone: Everyone, place: slice) -> TargetProducts:
+        """Return what the errors need, from the (B, B) similarities of all pairs."""
+        image_weight, text_weight, added = self._weights()
+        f, g, eta = everyone["image_target"], everyone["text_target"], self.config.second_order
+        similarity = torch.mm(f * image_weight, f.T).addmm_(g * text_weight, g.T)
+        similarity += added
+        own = similarity[place]
+        target = torch.addmm(
+            own,
+            own,
+            similarity,
+            beta=self.config.scale * (1 - eta),
+            alpha=self.config.scale * eta / len(f),
+        )
+        codes = everyone["image_unit"], everyone["text_unit"]
+        flat = target.reshape(-1)
+        return TargetProducts(
+            grams=(codes[0].T @ codes[0], codes[1].T @ codes[1]),
+            pulls=(target @ codes[0], target @ codes[1]),
+            squares=torch.dot(flat, flat),
+            own=True,
+        )
+
+    def _by_moments(self, output: HashOutput, moments: dict[str, Tensor]) -> TargetProducts:
+        """Return what the errors need, from moments: no array has a row for each row of the global batch.
+
+        S_ij = a_i z_j + e_i for the features z = (f, g) of rows i and j, where a_i holds the second order.
+        """
+        image_weight, text_weight, added = self._weights()
+        eta, mu, rows = self.config.second_order, self.config.scale, moments["rows"]
+        p = output["image_target"] * image_weight, output["text_target"] * text_weight
+        second = mu * eta / rows
+        y = _times(p, moments)
+        tilt = (
+            (second * added * image_weight) * moments["image_sum"],
+            (second * added * text_weight) * moments["text_sum"],
+        )
+        a = tuple(
+            torch.addcmul(mu * (1 - eta) * p[side] + tilt[side], y[side], second * weight)
+            for side, weight in enumerate((image_weight, text_weight))
+        )
+        z = output["image_target"], output["text_target"]
+        e = (z[0] @ tilt[0] + z[1] @ tilt[1] + mu * ((1 - eta) * added + eta * added**2))[:, None]
+        drawn = _times((a[0], a[1]), moments)
+        sums = (a[0] @ moments["image_sum"] + a[1] @ moments["text_sum"])[:, None]
+        squares = sum((each * other).sum() for each, other in zip(a, drawn, strict=True))
+        squares = squares + (e * (2 * sums + rows * e)).sum()
+        pulls = tuple(
+            torch.addmm(e * moments[f"{side}_codes"], a[0], moments[f"image_{side}"]).addmm_(
+                a[1], moments[f"text_{side}"]
+            )
+            for side in ("image", "text")
+        )
+        grams = moments["image_gram"], moments["text_gram"]
+        return TargetProducts(grams, (pulls[0], pulls[1]), torch.as_tensor(squares), own=True)
+
+
+def moments_of(output: HashOutput) -> dict[str, Tensor]:
+    """Return sums over the local rows of outer products of target features f, g and unit codes u, v."""
+    f, g = output["image_target"], output["text_target"]
+    u, v = output["image_unit"], output["text_unit"]
+    return {
+        "rows": f.new_tensor(float(len(f))),
+        "image": f.T @ f,
+        "text": g.T @ g,
+        "cross": f.T @ g,
+        "image_sum": f.sum(0),
+        "text_sum": g.sum(0),
+        "image_gram": u.T @ u,
+        "text_gram": v.T @ v,
+        "image_image": f.T @ u,
+        "image_text": f.T @ v,
+        "text_image": g.T @ u,
+        "text_text": g.T @ v,
+        "image_codes": u.sum(0),
+        "text_codes": v.sum(0),
+    }
+
+
+def _times(rows: tuple[Tensor, Tensor], moments: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the product of (b, D + E) rows with the second moments of features, by side."""
+    image, text = rows
+    return (
+        torch.mm(image, moments["image"]).addmm_(text, moments["cross"].T),
+        torch.mm(image, moments["cross"]).addmm_(text, moments["text"]),
+    )
