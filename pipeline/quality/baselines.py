@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.codes import check_code_length, code_size, pack
-from pipeline.quality.metrics import average_precision, count_by_distance, pack_labels
+from pipeline.quality.counting import count
+from pipeline.quality.metrics import average_precision, pack_labels
 
 SIDES = ("image", "text")
-REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 LENGTHS = (8, 16, 32, 64, 128)
 VALIDATION_SHARE = 0.15
 
@@ -36,13 +37,14 @@ class Projection:
 
     mean: np.ndarray  # (D,)
     weight: np.ndarray  # (D, L)
+    bias: np.ndarray | float = 0.0  # (L,)
 
     def relaxed(self, features: np.ndarray, *, code_length: int | None = None) -> np.ndarray:
         """Return the first `code_length` columns, all by default, and columns of 0 up to a whole byte.
 
         The bits of these are equal in all codes: no distance knows of them.
         """
-        values = (features - self.mean) @ self.weight[:, :code_length]
+        values = ((features - self.mean) @ self.weight + self.bias)[:, :code_length]
         return np.pad(values, ((0, 0), (0, -values.shape[1] % 8)))
 
     def codes(self, features: np.ndarray, *, code_length: int | None = None) -> np.ndarray:
@@ -107,18 +109,19 @@ def fit_cca(features: Features, regulariser: float, *, code_length: int) -> Pair
 
 
 def fit_ridge(features: Features, regulariser: float, *, code_length: int, seed: int = 0) -> Pair:
-    """Fit ridge regression of each side on label codes: random projections of the centred label sets."""
+    """Fit ridge regression of each side on label codes: signs of random projections of the label sets."""
     classes = _classes(features.labels)
     members = np.zeros((len(features.labels), len(classes)))
     for row, labels in enumerate(features.labels):
         members[row, np.searchsorted(classes, labels)] = 1
     mixing = np.random.default_rng(seed).standard_normal((len(classes), check_code_length(code_length)))
-    targets = (members - members.mean(axis=0)) @ mixing
+    targets = np.where(members @ mixing >= 0, 1.0, -1.0)
+    bias = targets.mean(axis=0)
     pair = {}
     for side in SIDES:
         mean, centred, root = _whitened(getattr(features, side), regulariser)
-        half = np.linalg.solve(root, centred.T @ targets / len(targets))
-        pair[side] = Projection(mean, np.linalg.solve(root.T, half))
+        half = np.linalg.solve(root, centred.T @ (targets - bias) / len(targets))
+        pair[side] = Projection(mean, np.linalg.solve(root.T, half), bias)
     return pair
 
 
@@ -244,11 +247,8 @@ def _score(choice: Choice, validation: Features, rest: Features) -> float:
         "query_labels": pack_labels(validation.labels, classes=classes),
         "retrieval_labels": pack_labels(rest.labels, classes=classes),
     }
-    directions = (("image", "text"), ("text", "image"))
-    scores = [
-        average_precision(count_by_distance(asked[a], found[b], **labels)).expected.mean()
-        for a, b in directions
-    ]
+    directions = [(asked["image"], found["text"]), (asked["text"], found["image"])]
+    scores = [average_precision(counts).expected.mean() for counts in count(directions, labels)]
     return float(np.mean(scores))
 
 

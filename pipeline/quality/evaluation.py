@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.codes import pack
-from pipeline.quality.metrics import (
-    AveragePrecision,
-    average_precision,
-    count_by_distance,
-    pack_labels,
-    stable_average_precision,
-)
+from pipeline.quality.counting import rank
+from pipeline.quality.metrics import AveragePrecision, average_precision, pack_labels
 from pipeline.quality.protocol import JOINT, OWN, Coding, Protocol
 from pipeline.releases.addresses import digest_json
 
@@ -85,12 +80,11 @@ def evaluate_codes(
     labels = label_bits(query, retrieval)
     metrics: dict[str, float] = {}
     ties: dict[str, dict[str, float]] = {}
-    for direction, (asked, found) in DIRECTIONS.items():
-        codes = query.codes[asked], retrieval.codes[found]
-        counts = count_by_distance(*codes, **labels)
-        for name, k in (("map", len(retrieval.keys)), (f"map{CUT}", min(CUT, len(retrieval.keys)))):
-            over_ties = average_precision(counts, k=k)
-            stable = stable_average_precision(*codes, **labels, k=k)
+    cuts = {"map": len(retrieval.keys), f"map{CUT}": min(CUT, len(retrieval.keys))}
+    pairs = [(query.codes[asked], retrieval.codes[found]) for asked, found in DIRECTIONS.values()]
+    for direction, ranked in zip(DIRECTIONS, rank(pairs, labels, cuts=list(cuts.values())), strict=True):
+        for (name, k), stable in zip(cuts.items(), ranked.stable, strict=True):
+            over_ties = average_precision(ranked.counts, k=k)
             metrics[f"{name}_{direction}"] = float(over_ties.expected.mean())
             ties[f"{name}_{direction}"] = _tie_bounds(over_ties, stable)
     protocol = _protocol(query, retrieval, coding=coding, shared=len(shared))

@@ -77,7 +77,7 @@ def count_by_distance(
         query_labels: (Q, W) packed label bits.
         retrieval_labels: (N, W) packed label bits.
     """
-    _check_sets(query, retrieval, query_labels, retrieval_labels)
+    check_sets(query, retrieval, query_labels, retrieval_labels)
     bins = 2 * (8 * query.shape[1] + 1)
     counts = np.zeros((len(query), bins), np.int64)
     columns = max(1, min(len(retrieval), BLOCK))
@@ -130,10 +130,8 @@ def stable_average_precision(
     Returns:
         (Q,) float64.
     """
-    _check_sets(query, retrieval, query_labels, retrieval_labels)
-    k = len(retrieval) if k is None else k
-    if not 1 <= k <= len(retrieval):
-        raise ValueError(f"k must be within 1 and the {len(retrieval)} retrieval rows, got {k}")
+    check_sets(query, retrieval, query_labels, retrieval_labels)
+    k = check_cut(k, len(retrieval))
     values = np.zeros(len(query))
     for rows in _row_blocks(len(query), len(retrieval)):
         order = np.argsort(hamming(query[rows], retrieval), axis=1, kind="stable")[:, :k]
@@ -167,6 +165,27 @@ def precision_recall_by_radius(counts: DistanceCounts) -> tuple[np.ndarray, np.n
     precision = hits / np.maximum(inside, 1)
     recall = hits / np.maximum(hits[:, -1:], 1)
     return precision.mean(axis=0), recall.mean(axis=0)
+
+
+def ann_recall(found: np.ndarray, exact: np.ndarray) -> float:
+    """Return the share of the k nearest rows that an approximate search found; ties with the last count.
+
+    Args:
+        found: (Q, k) distances of the rows found, of rows that differ; negative or above L where none was.
+        exact: (Q, k) distances of the k nearest rows.
+    Raises:
+        ValueError: the shapes differ, or a row found is nearer than the nearest can be.
+    """
+    if found.shape != exact.shape or found.ndim != 2 or not found.size:
+        raise ValueError(f"distances found and exact must be (Q, k) alike, got {found.shape}, {exact.shape}")
+    last = exact.max(axis=1, keepdims=True)
+    hits = (found >= 0) & (found <= last)
+    nearest = np.sort(np.where(hits, found, np.iinfo(np.int64).max), axis=1)
+    if (nearest < np.sort(exact, axis=1)).any():
+        raise ValueError(
+            "rows were found that are nearer than the exact answer: the two are of different data"
+        )
+    return float(hits.mean())
 
 
 def bit_health(packed: np.ndarray) -> dict[str, float]:
@@ -276,16 +295,29 @@ def _check_cut(k: int | None, counts: DistanceCounts) -> int:
     size = int(sizes.min(initial=0)) if len(sizes) == 0 else int(sizes[0])
     if (sizes != size).any():
         raise ValueError("the counts must be over one retrieval set, but its size differs between queries")
-    if k is None:
-        k = size
+    return check_cut(k, size)
+
+
+def check_cut(k: int | None, size: int) -> int:
+    """Return a cut-off in ranks, all rows for None.
+
+    Raises:
+        ValueError: k is not within 1 and the number of retrieval rows.
+    """
+    k = size if k is None else k
     if not 1 <= k <= size:
         raise ValueError(f"k must be within 1 and the {size} retrieval rows, got {k}")
     return k
 
 
-def _check_sets(
+def check_sets(
     query: np.ndarray, retrieval: np.ndarray, query_labels: np.ndarray, retrieval_labels: np.ndarray
 ) -> None:
+    """Refuse sets that cannot be judged.
+
+    Raises:
+        ValueError: a set is empty, or codes and labels do not belong together.
+    """
     if len(query) == 0 or len(retrieval) == 0:
         raise ValueError(f"both sets need rows, got {len(query)} queries and {len(retrieval)} retrieval rows")
     for codes, labels, name in ((query, query_labels, "query"), (retrieval, retrieval_labels, "retrieval")):

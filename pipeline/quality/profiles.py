@@ -9,13 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.codes import unpack
+from pipeline.quality.counting import count
 from pipeline.quality.evaluation import DIRECTIONS, CodedPairs, label_bits
-from pipeline.quality.metrics import (
-    count_by_distance,
-    precision_at,
-    precision_recall_by_radius,
-    shares_label,
-)
+from pipeline.quality.metrics import precision_at, precision_recall_by_radius, shares_label
 
 STEPS = (1, 2, 5)
 """Ranks at which a topN curve is measured: these times the powers of ten."""
@@ -49,8 +45,8 @@ def measure_curves(query: CodedPairs, retrieval: CodedPairs) -> dict[str, Curves
     labels = label_bits(query, retrieval)
     ranks = rank_steps(len(retrieval.keys))
     curves = {}
-    for direction, (asked, found) in DIRECTIONS.items():
-        counts = count_by_distance(query.codes[asked], retrieval.codes[found], **labels)
+    pairs = [(query.codes[asked], retrieval.codes[found]) for asked, found in DIRECTIONS.values()]
+    for direction, counts in zip(DIRECTIONS, count(pairs, labels), strict=True):
         precision, recall = precision_recall_by_radius(counts)
         total, relevant = counts.total.sum(axis=0), counts.relevant.sum(axis=0)
         curves[direction] = Curves(
