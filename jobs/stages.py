@@ -25,6 +25,7 @@ from cluster.runtime import connect
 from jobs.night import Night
 from jobs.stopping import hear_sigterm
 from pipeline.corpus.schema import SchemaError
+from pipeline.encoding.chunks import Place
 from pipeline.encoding.codefile import CodeFileRecipe
 from pipeline.encoding.decoding import Receipt
 from pipeline.encoding.outcome import Outcome
@@ -91,21 +92,24 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
     if len(missing) > 1 and sum(plan.rows for plan in missing) >= MANY_ROWS:
         _connect()
         task = ray.remote(make_part)
-        tasks = [task.remote(plan, night.store, recipe=night.index.recipe) for plan in missing]
+        tasks = [task.remote(plan, night.store) for plan in missing]
         made = [_result(running) for running in tasks]
     else:
-        made = [make_part(plan, night.store, recipe=night.index.recipe) for plan in missing]
+        made = [make_part(plan, night.store) for plan in missing]
     return parts_table(rows + made), {"parts_built": len(made), "parts_reused": len(rows)}
 
 
 def _look_at_units(night: Night, plan: Plan) -> tuple[dict[str, StoredCodes], list[UnitWork]]:
     """Find what stands in the store, and read the footers of the units that lack a code file."""
     found = find_code_files(night, plan)
-    missing: dict[SourceFile, list[CodeFileRecipe]] = defaultdict(list)
+    missing: dict[tuple[SourceFile, tuple[int, int] | None], dict[CodeFileRecipe, str | None]] = defaultdict(
+        dict
+    )
     for row in plan.encode.to_pylist():
         if row["code"] not in found:
             unit = SourceFile(row["path"], row["size"], row["token"])
-            missing[unit].append(
+            first, last = row["first_row_group"], row["last_row_group"]
+            missing[unit, None if first is None else (first, last)][
                 CodeFileRecipe(
                     side=row["side"],
                     address=row["code"],
@@ -114,14 +118,17 @@ def _look_at_units(night: Night, plan: Plan) -> tuple[dict[str, StoredCodes], li
                     input_recipe=night.recipes[row["side"]],
                     code_length=night.facts.code_length,
                 )
-            )
+            ] = row["earlier"]
 
-    def look(item: tuple[SourceFile, list[CodeFileRecipe]]) -> UnitWork:
-        unit, files = item
-        return open_unit(unit, night.source, files=files, max_bytes=night.config.encode.chunk_bytes)
+    def look(work: UnitWork) -> UnitWork:
+        return open_unit(work, night.source, max_bytes=night.config.encode.chunk_bytes)
 
+    works = [
+        UnitWork(unit, tuple(files), range_, {file.side: code for file, code in files.items() if code})
+        for (unit, range_), files in missing.items()
+    ]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return found, list(pool.map(look, missing.items()))
+        return found, list(pool.map(look, works))
 
 
 def _check_columns(works: Sequence[UnitWork], refused: Mapping[str, str]) -> None:
@@ -157,22 +164,22 @@ def _encode_here(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport
     """Encode units in this process."""
     encode = EncodeRow(night.facts.digest, night.store, tile=night.config.encode.tile, source=night.source)
     for work in works:
-        receipts = [receipt_of(encode(chunk_row(chunk, work.sides))) for chunk in work.chunks]
+        receipts = [receipt_of(encode(chunk_row(chunk, work))) for chunk in work.chunks]
         yield finish_unit(work, receipts, source=night.source, store=night.store)
 
 
 def _encode_some(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
     """Encode units in one go: what the driver holds of them is bounded by their number."""
     finish = ray.remote(num_cpus=0)(finish_unit)  # the encoders hold the CPUs until the last receipt
-    waiting = {work.unit.path: work for work in works}
-    receipts: dict[str, dict[int, Receipt]] = defaultdict(dict)
+    waiting = {work.place: work for work in works}
+    receipts: dict[Place, dict[int, Receipt]] = defaultdict(dict)
     finishing: list[ray.ObjectRef] = []
     for row in _receipts(night, works):
         receipt = receipt_of(row)
-        path = receipt.chunk.unit.path
-        receipts[path][receipt.chunk.index] = receipt
-        if path in waiting and len(receipts[path]) == len(waiting[path].chunks):
-            work, complete = waiting.pop(path), list(receipts.pop(path).values())
+        place = receipt.chunk.place
+        receipts[place][receipt.chunk.index] = receipt
+        if place in waiting and len(receipts[place]) == len(waiting[place].chunks):
+            work, complete = waiting.pop(place), list(receipts.pop(place).values())
             finishing.append(finish.remote(work, complete, source=night.source, store=night.store))
         yield from _done(finishing, night.config.resources.encoders)
     yield from _done(finishing, 0)
@@ -180,16 +187,16 @@ def _encode_some(night: Night, works: Sequence[UnitWork]) -> Iterator[UnitReport
 
 def _receipts(night: Night, works: Sequence[UnitWork]) -> Iterator[Row]:
     """Run the chunks of units through decoder and encoder; receipts come in any order."""
-    config, source = night.config, night.source
+    config, source, store = night.config, night.source, night.store
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    rows = [chunk_row(chunk, work.sides) for work in works for chunk in work.chunks]
+    rows = [chunk_row(chunk, work) for work in works for chunk in work.chunks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     settings: dict[str, Any] = {"tile": config.encode.tile, "gpu": config.resources.gpu}
     if config.resources.gpu:
-        dataset = dataset.map(lambda row: decode_row(row, source), num_cpus=1)
+        dataset = dataset.map(lambda row: decode_row(row, source, store), num_cpus=1)
         resources = {"num_cpus": 1, "num_gpus": 1}
     else:
         settings["source"] = source
@@ -244,7 +251,7 @@ class _Progress:
     """Says now and then how far the encoding has come, from units whose files are written."""
 
     def __init__(self, works: Sequence[UnitWork]) -> None:
-        self.rows = {work.unit.path: work.rows for work in works}
+        self.rows = {work.place: work.rows for work in works}
         self.total = sum(self.rows.values())
         self.done = 0
         self.started = self.spoken = time.monotonic()
@@ -252,7 +259,7 @@ class _Progress:
 
     def saw(self, report: UnitReport) -> UnitReport:
         """Count a unit and hand its report on."""
-        self.done += self.rows.pop(report.unit.path)
+        self.done += self.rows.pop(report.place)
         now = time.monotonic()
         if now - self.spoken >= SECONDS_PER_LINE or not self.rows:
             self.spoken = now

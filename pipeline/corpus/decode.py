@@ -5,7 +5,7 @@ row becomes depends on its own bytes and the recipe only, never on the rows arou
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -22,15 +22,20 @@ __all__ = [
     "DecodeLimits",
     "DecodedSide",
     "InputRecipe",
+    "Known",
     "Pairs",
     "Reject",
     "content_hash",
     "decode_image",
     "decode_pairs",
+    "decode_side",
     "decode_table",
 ]
 
 HASH_SIZE = 16
+
+Known = Callable[[np.ndarray], np.ndarray]
+"""From (n, 16) content hashes to (n,) bool: which of these bytes were decoded before, by the same recipe."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Reject:
 
 @dataclass
 class DecodedSide:
-    """One side of a range of rows; `read == len(rows) + len(rejects) + absent`."""
+    """One side of a range of rows; `read == len(rows) + len(known_rows) + len(rejects) + absent`."""
 
     read: int
     rows: np.ndarray  # (n,) int64: row numbers inside the unit
@@ -54,6 +59,8 @@ class DecodedSide:
     values: Any  # (n, S, S, 3) uint8 | (n, D) float32 | list of n texts
     rejects: list[Reject] = field(default_factory=list)
     absent: int = 0
+    known_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # not decoded: bytes known
+    known_hashes: np.ndarray = field(default_factory=lambda: np.empty((0, HASH_SIZE), np.uint8))
 
 
 @dataclass
@@ -94,12 +101,34 @@ def decode_table(
         hashes: also hash the raw bytes of each kept row.
     """
     keys = read_keys(table.column(columns.key))
-    return {
-        side: _decode_side(
-            keys, open_side(table, columns, recipe, side=side), first_row=first_row, hashes=hashes
-        )
-        for side in sides
-    }
+    decoded = {}
+    for side in sides:
+        source = open_side(table, columns, recipe, side=side)
+        present = np.flatnonzero(source.present).tolist()
+        decoded[side] = _decode_rows(keys, source, present, first_row=first_row)
+        if hashes:
+            decoded[side].hashes = _hashes(source, (decoded[side].rows - first_row).tolist())
+    return decoded
+
+
+def decode_side(
+    table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, side: Side, known: Known
+) -> DecodedSide:
+    """Decode one side of rows as `decode_table` does, but those whose bytes are known: these are only hashed.
+
+    Rows are numbered from 0.
+    """
+    keys = read_keys(table.column(columns.key))
+    source = open_side(table, columns, recipe, side=side)
+    asked = np.array([i for i in np.flatnonzero(source.comparable) if keys[i] is not None], dtype=np.int64)
+    hashes = np.zeros((table.num_rows, HASH_SIZE), np.uint8)
+    hashes[asked] = _hashes(source, asked.tolist())
+    rows = asked[known(hashes[asked])]
+    others = np.delete(np.arange(table.num_rows), rows)
+    decoded = _decode_rows(keys, source, others[source.present[others]].tolist())
+    decoded.hashes = hashes[decoded.rows]  # a row that is kept is comparable
+    decoded.known_rows, decoded.known_hashes = rows, hashes[rows]
+    return decoded
 
 
 def decode_pairs(table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, first_row: int = 0) -> Pairs:
@@ -129,23 +158,29 @@ def decode_pairs(table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, fi
     )
 
 
-def _decode_side(keys: list[str | None], source: SideRows, *, first_row: int, hashes: bool) -> DecodedSide:
-    present: list[int] = np.flatnonzero(source.present).tolist()
+def _decode_rows(
+    keys: list[str | None], source: SideRows, present: list[int], *, first_row: int = 0
+) -> DecodedSide:
+    """Decode those rows that `present` lists; their hashes are left out."""
     values, faults = source.decode([i for i in present if keys[i] is not None])
     faults |= {
         i: "missing key: must be an integer or a non-empty UTF-8 string" for i in present if keys[i] is None
     }
     kept = [i for i in present if i not in faults]
-    digests = b"".join([content_hash(source.raw(i)) for i in kept]) if hashes else b""
     return DecodedSide(
         read=len(keys),
         rows=np.array(kept, dtype=np.int64) + first_row,
         keys=[keys[i] or "" for i in kept],
-        hashes=np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_SIZE),
+        hashes=np.empty((0, HASH_SIZE), np.uint8),
         values=values,
         rejects=[_reject(first_row + i, keys[i], faults[i]) for i in sorted(faults)],
-        absent=len(keys) - len(present),
+        absent=len(keys) - int(source.present.sum()),
     )
+
+
+def _hashes(source: SideRows, positions: Sequence[int]) -> np.ndarray:
+    digests = b"".join([content_hash(source.raw(i)) for i in positions])
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_SIZE)
 
 
 def _reject(row: int, key: str | None, fault: str) -> Reject:

@@ -49,4 +49,6 @@ class InputRecipe(BaseModel):
         else:
             recipe["width"] = self.text_width
             recipe["limits"] = [self.limits.max_text_bytes]
+        if self.columns.updated is not None:  # a code file holds the tokens of its rows
+            recipe["columns"]["updated"] = self.columns.updated
         return blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16).hexdigest()

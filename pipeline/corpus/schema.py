@@ -68,7 +68,7 @@ class ColumnMap:
     text: SideColumn | None
     labels: str | None = None
     split: str | None = None
-    updated: str | None = None
+    updated: str | None = None  # a token of the row that changes whenever its bytes do
     passthrough: tuple[str, ...] = ()
 
     def side(self, side: Side) -> SideColumn | None:
@@ -130,6 +130,11 @@ def is_list(kind: pa.DataType) -> bool:
     """Tell whether a type is one of Arrow's three kinds of list."""
     types = pa.types
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a type is a string or bytes."""
+    return _is_string(kind) or _is_binary(kind)
 
 
 class _Finder:

@@ -18,6 +18,7 @@ class SideRows(Protocol):
     """One side's column: which rows have a value, their raw bytes, and how to decode some of them."""
 
     present: np.ndarray  # (N,) bool
+    comparable: np.ndarray  # (N,) bool: which of them are wholly told by their raw bytes and the recipe
 
     def raw(self, position: int) -> Bytes: ...
 
@@ -77,6 +78,7 @@ def decode_text(raw: Bytes, limit: int) -> str:
 class _AbsentRows:
     def __init__(self, side: Side, count: int) -> None:
         self.side, self.present = side, np.zeros(count, dtype=bool)
+        self.comparable = self.present
 
     def raw(self, position: int) -> Bytes:
         raise IndexError(f"row {position} has no {self.side}")
@@ -91,6 +93,7 @@ class _PictureRows:
             raise TypeError("the source holds pictures: image_size must be set to decode them, got None")
         self.raws, self.recipe = read_bytes(column), recipe
         self.present = np.array([raw is not None for raw in self.raws], dtype=bool)
+        self.comparable = self.present
 
     def raw(self, position: int) -> Bytes:
         return self.raws[position] or b""
@@ -112,6 +115,7 @@ class _TextRows:
     def __init__(self, column: pa.ChunkedArray, recipe: InputRecipe) -> None:
         self.raws, self.limit = read_texts(column), recipe.limits.max_text_bytes
         self.present = np.array([raw is not None for raw in self.raws], dtype=bool)
+        self.comparable = self.present
 
     def raw(self, position: int) -> Bytes:
         return self.raws[position] or b""
@@ -132,6 +136,8 @@ class _FeatureRows:
             raise TypeError(f"column type {column.type} has no width: set image_width or text_width")
         self.rows, self.width = FloatRows(column), width
         self.present = self.rows.valid
+        # Without the right width, floats of another type could have the bytes of a row that was encoded.
+        self.comparable = self.present & (self.rows.lengths == width)
 
     def raw(self, position: int) -> Bytes:
         return self.rows.raw(position)

@@ -9,6 +9,10 @@ from pipeline.releases.storage import SourceFile
 
 CHUNK_BYTES = 64 << 20
 
+Place = tuple[str, int | None]
+"""What tells a unit from all others of a source: the path of its file, and its first row group unless it is
+the whole file."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -16,16 +20,21 @@ class Chunk:
 
     unit: SourceFile
     index: int  # among the chunks of the unit
-    start: int  # rows [start, stop) of the unit
+    start: int  # rows [start, stop) of the file
     stop: int
     row_groups: tuple[int, ...]
     offset: int  # rows before `start` in the first of `row_groups`
+    first_row_group: int | None = None  # of the unit, where it is a part of its file
+
+    @property
+    def place(self) -> Place:
+        return self.unit.path, self.first_row_group
 
 
 @dataclass(frozen=True)
 class _RowGroup:
     index: int
-    start: int  # rows [start, stop) of the unit
+    start: int  # rows [start, stop) of the file
     stop: int
     size: int  # bytes of its rows once decoded
 
@@ -36,27 +45,37 @@ def plan_chunks(
     *,
     max_bytes: int = CHUNK_BYTES,
     image_size: int | None = None,
+    row_groups: tuple[int, int] | None = None,
 ) -> list[Chunk]:
     """Cut a unit into chunks whose decoded rows fit in `max_bytes` each.
 
     Args:
         max_bytes: column bytes and pixels of a chunk; one row beyond that is a chunk alone.
         image_size: side in pixels of a decoded picture; None where the image side is features.
+        row_groups: first and one past the last of the unit; None when the unit is the whole file.
     Returns:
-        Chunks in row order that tile [0, rows) exactly; none for a unit without rows.
+        Chunks in row order that tile the rows of the unit exactly; none for a unit without rows.
     Raises:
-        ValueError: `max_bytes` is not positive.
+        ValueError: `max_bytes` is not positive, or the file lacks some of the row groups.
     """
     if max_bytes <= 0:
         raise ValueError(f"max_bytes must be positive, got {max_bytes}")
+    first, last = row_groups or (0, metadata.num_row_groups)
+    if not 0 <= first <= last <= metadata.num_row_groups:
+        raise ValueError(
+            f"the unit is row groups [{first}, {last}) of its file, which has {metadata.num_row_groups}"
+        )
     chunks: list[Chunk] = []
     whole: list[_RowGroup] = []
 
     def add(groups: list[_RowGroup], start: int, stop: int) -> None:
         indices = tuple(group.index for group in groups)
-        chunks.append(Chunk(unit, len(chunks), start, stop, indices, start - groups[0].start))
+        offset = start - groups[0].start
+        chunks.append(Chunk(unit, len(chunks), start, stop, indices, offset, row_groups and first))
 
     for group in _row_groups(metadata, image_size):
+        if not first <= group.index < last:
+            continue
         if whole and sum(member.size for member in whole) + group.size > max_bytes:
             add(whole, whole[0].start, whole[-1].stop)
             whole = []

@@ -59,10 +59,12 @@ class EncodedSide:
 
     read: int
     absent: int
-    rows: np.ndarray  # (n,) int64: row numbers inside the unit
+    rows: np.ndarray  # (n,) int64: row numbers inside the file
     hashes: np.ndarray  # (n, 16) uint8
     codes: np.ndarray  # (n, S) uint8
     rejects: tuple[Reject, ...] = ()
+    reused: np.ndarray | None = None  # (n,) bool: codes that come from an earlier code file; None: not one
+    forwarded: int = 0  # rows that went through the network
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,22 @@ class CodeFile:
     ledger: Ledger
     codes: bytes
     rejects: bytes | None
+    reused: int = 0  # rows of it that an earlier code file had; no byte of it depends on that
+    forwarded: int = 0  # rows that went through the network for it
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """What every row of a unit is told by, in row order."""
+
+    keys: pa.Array  # null where a row has no usable key
+    tokens: pa.Array | None = None  # int64 change tokens; None where the source has no column of them
+    first_row: int = 0  # number of the first row in its file
 
 
 def make_code_file(
     recipe: CodeFileRecipe,
-    keys: pa.Array,
+    unit: UnitRows,
     parts: Sequence[EncodedSide],
     *,
     forgotten: Forgotten = NOTHING_FORGOTTEN,
@@ -88,23 +101,24 @@ def make_code_file(
     two sides of a unit thus agree on which row a key stands for.
 
     Args:
-        keys: the key of every row of the unit in row order; null where a row has no usable key.
         parts: encoded ranges that cover every row once, in any order.
         forgotten: keys that become rejects without a key.
     Raises:
         RuntimeError: the ledger does not balance: a row was lost or counted twice.
     """
-    side = _drop_duplicates(_join(parts, code_size(recipe.code_length)), keys)
-    side = _drop_forgotten(side, forgotten.mask(keys.to_pylist()) if len(forgotten) else np.zeros(0, bool))
+    side = _drop_duplicates(_join(parts, code_size(recipe.code_length)), unit)
+    if len(forgotten):
+        side = _drop_forgotten(side, forgotten.mask(unit.keys.to_pylist()), unit.first_row)
     ledger = _ledger(side)
-    if not ledger.balanced or ledger.read != len(keys):
+    if not ledger.balanced or ledger.read != len(unit.keys):
         raise RuntimeError(
-            f"the ledger of {recipe.side} code file {recipe.address} does not balance over {len(keys)} rows: "
-            f"{ledger}; nothing was written"
+            f"the ledger of {recipe.side} code file {recipe.address} does not balance over {len(unit.keys)} "
+            f"rows: {ledger}; nothing was written"
         )
     metadata = _metadata(recipe, ledger)
     rejects = parquet_bytes(_reject_table(side.rejects, metadata)) if side.rejects else None
-    return CodeFile(recipe, ledger, parquet_bytes(_code_table(side, keys, metadata)), rejects)
+    codes = parquet_bytes(_code_table(side, unit, metadata))
+    return CodeFile(recipe, ledger, codes, rejects, int(_reused(side).sum()), side.forwarded)
 
 
 def read_ledger(schema: pa.Schema) -> Ledger:
@@ -121,8 +135,8 @@ def read_ledger(schema: pa.Schema) -> Ledger:
     return Ledger(**json.loads(metadata[b"hashfleet.ledger"]))
 
 
-def code_schema(code_length: int) -> pa.Schema:
-    """Return the columns of a code file."""
+def code_schema(code_length: int, *, tokens: bool = False) -> pa.Schema:
+    """Return the columns of a code file; with `tokens` those of a source whose rows have change tokens."""
     return pa.schema(
         [
             ("id", pa.int64()),
@@ -130,6 +144,7 @@ def code_schema(code_length: int) -> pa.Schema:
             ("row", pa.int64()),
             ("content_hash", pa.binary(HASH_SIZE)),
             ("code", pa.binary(code_size(code_length))),
+            *([("token", pa.int64())] if tokens else []),
         ]
     )
 
@@ -144,6 +159,7 @@ def _join(parts: Sequence[EncodedSide], size: int) -> EncodedSide:
     order = np.argsort(rows, kind="stable")
     hashes = np.concatenate([np.empty((0, HASH_SIZE), np.uint8), *(part.hashes for part in parts)])
     codes = np.concatenate([np.empty((0, size), np.uint8), *(part.codes for part in parts)])
+    reused = np.concatenate([np.empty(0, bool), *(_reused(part) for part in parts)])
     return EncodedSide(
         read=sum(part.read for part in parts),
         absent=sum(part.absent for part in parts),
@@ -151,46 +167,55 @@ def _join(parts: Sequence[EncodedSide], size: int) -> EncodedSide:
         hashes=hashes[order],
         codes=codes[order],
         rejects=tuple(sorted((reject for part in parts for reject in part.rejects), key=lambda r: r.row)),
+        reused=reused[order],
+        forwarded=sum(part.forwarded for part in parts),
     )
 
 
-def _drop_duplicates(side: EncodedSide, keys: pa.Array) -> EncodedSide:
+def _reused(side: EncodedSide) -> np.ndarray:
+    return np.zeros(len(side.rows), bool) if side.reused is None else side.reused
+
+
+def _keep(side: EncodedSide, kept: np.ndarray, rejects: Sequence[Reject]) -> EncodedSide:
+    """Return a side with some of its encoded rows and these rejects."""
+    return replace(
+        side,
+        rows=side.rows[kept],
+        hashes=side.hashes[kept],
+        codes=side.codes[kept],
+        reused=_reused(side)[kept],
+        rejects=tuple(sorted(rejects, key=lambda reject: reject.row)),
+    )
+
+
+def _drop_duplicates(side: EncodedSide, unit: UnitRows) -> EncodedSide:
     """Turn the encoded rows whose key an earlier row of the unit has into rejects."""
-    first = _first_rows(keys)
-    duplicate = first[side.rows] != side.rows
+    start = unit.first_row
+    first = _first_rows(unit.keys) + start
+    duplicate = first[side.rows - start] != side.rows
     if not duplicate.any():
         return side
     rejects = [
-        Reject(int(row), keys[int(row)].as_py(), DUPLICATE, f"row {first[row]} of this unit has the same key")
-        for row in side.rows[duplicate]
+        Reject(
+            row,
+            unit.keys[row - start].as_py(),
+            DUPLICATE,
+            f"row {first[row - start]} of this unit has the same key",
+        )
+        for row in side.rows[duplicate].tolist()
     ]
-    kept = ~duplicate
-    return replace(
-        side,
-        rows=side.rows[kept],
-        hashes=side.hashes[kept],
-        codes=side.codes[kept],
-        rejects=tuple(sorted((*side.rejects, *rejects), key=lambda reject: reject.row)),
-    )
+    return _keep(side, ~duplicate, [*side.rejects, *rejects])
 
 
-def _drop_forgotten(side: EncodedSide, mask: np.ndarray) -> EncodedSide:
+def _drop_forgotten(side: EncodedSide, mask: np.ndarray, start: int) -> EncodedSide:
     """Turn every row of a forgotten key into a reject that does not name it; the mask is of all rows."""
     if not mask.any():
         return side
-    kept = ~mask[side.rows]
-    rejects = [reject for reject in side.rejects if not mask[reject.row]]
-    hidden = {int(row) for row in side.rows[~kept]} | {
-        reject.row for reject in side.rejects if mask[reject.row]
-    }
-    rejects += [forgotten_row(row) for row in hidden]
-    return replace(
-        side,
-        rows=side.rows[kept],
-        hashes=side.hashes[kept],
-        codes=side.codes[kept],
-        rejects=tuple(sorted(rejects, key=lambda reject: reject.row)),
-    )
+    kept = ~mask[side.rows - start]
+    rejects = [reject for reject in side.rejects if not mask[reject.row - start]]
+    hidden = {reject.row for reject in side.rejects if mask[reject.row - start]}
+    hidden.update(side.rows[~kept].tolist())
+    return _keep(side, kept, [*rejects, *(forgotten_row(row) for row in hidden)])
 
 
 def forgotten_row(row: int) -> Reject:
@@ -238,18 +263,20 @@ def _metadata(recipe: CodeFileRecipe, ledger: Ledger) -> dict[str, str]:
     return recipe_metadata(recipe) | mine
 
 
-def _code_table(side: EncodedSide, keys: pa.Array, metadata: dict[str, str]) -> pa.Table:
-    mine = keys.take(pa.array(side.rows))
-    table = pa.table(
-        {
-            "id": sample_ids(mine.to_pylist()),
-            "key": mine,
-            "row": side.rows,
-            "content_hash": _fixed_binary(side.hashes),
-            "code": _fixed_binary(side.codes),
-        },
-        schema=code_schema(8 * side.codes.shape[1]).with_metadata(metadata),
-    )
+def _code_table(side: EncodedSide, unit: UnitRows, metadata: dict[str, str]) -> pa.Table:
+    rows = pa.array(side.rows - unit.first_row)
+    mine = unit.keys.take(rows)
+    columns = {
+        "id": sample_ids(mine.to_pylist()),
+        "key": mine,
+        "row": side.rows,
+        "content_hash": _fixed_binary(side.hashes),
+        "code": _fixed_binary(side.codes),
+    }
+    if unit.tokens is not None:
+        columns["token"] = unit.tokens.take(rows)
+    schema = code_schema(8 * side.codes.shape[1], tokens=unit.tokens is not None)
+    table = pa.table(columns, schema=schema.with_metadata(metadata))
     return table.sort_by([("id", "ascending"), ("key", "ascending")])
 
 
@@ -269,5 +296,12 @@ def _fixed_binary(values: np.ndarray) -> pa.Array:
 def parquet_bytes(table: pa.Table) -> bytes:
     """Write Parquet whose bytes depend on the table alone: codes do not compress and take no dictionary."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=["reason"], write_statistics=["id"])
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=["reason"],
+        write_statistics=["id"],
+        write_page_checksum=True,  # a later night takes codes from here
+    )
     return sink.getvalue().to_pybytes()

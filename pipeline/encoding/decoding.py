@@ -5,17 +5,20 @@ raises. Nothing here knows how the work is distributed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.decode import DecodedSide, decode_table
-from pipeline.corpus.readers import read_keys
+from pipeline.corpus.decode import DecodedSide, decode_side, decode_table
+from pipeline.corpus.readers import read_keys, read_tokens
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import SIDES, ColumnMap, SchemaError, Side, resolve_columns
 from pipeline.encoding.chunks import Chunk
 from pipeline.encoding.codefile import EncodedSide
+from pipeline.encoding.reading import read_rows, read_some
+from pipeline.encoding.reuse import EarlierCodes, ReusedRows
 from pipeline.releases.storage import SourceFile, Storage
 
 
@@ -64,12 +67,14 @@ class Source:
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """A chunk between the two stages."""
+    """A chunk between the two stages. Of each side, `reused` holds the rows that need no network."""
 
     chunk: Chunk
     keys: list[str | None] = field(default_factory=list)  # of every row
     sides: Mapping[Side, DecodedSide] = field(default_factory=dict)
     error: str = ""  # why the unit cannot be read
+    tokens: pa.Array | None = None  # change tokens of every row; None where the source has none
+    reused: Mapping[Side, ReusedRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,37 +85,98 @@ class Receipt:
     keys: pa.Array  # of every row
     sides: Mapping[Side, EncodedSide] = field(default_factory=dict)
     error: str = ""
+    tokens: pa.Array | None = None
 
 
-def decode_chunk(chunk: Chunk, source: Source, *, sides: Sequence[Side] = SIDES) -> DecodedChunk:
-    """Read and decode these sides of a chunk; what is wrong with the unit comes back as `error`."""
+def decode_chunk(
+    chunk: Chunk,
+    source: Source,
+    *,
+    sides: Sequence[Side] = SIDES,
+    earlier: Mapping[Side, EarlierCodes] | None = None,
+) -> DecodedChunk:
+    """Read and decode these sides of a chunk; what is wrong with the unit comes back as `error`.
+
+    Args:
+        earlier: by side, codes of an earlier night. A row whose key and change token are there is not read;
+            one whose content hash is there is read and not decoded.
+    """
     try:
         with source.open(chunk.unit) as file:
             columns = source.columns(file.schema_arrow, chunk.unit.path)
-            table = _read_rows(file, chunk, columns.names(sides))
-        decoded = decode_table(table, columns, source.recipe, sides=sides, first_row=chunk.start)
-        return DecodedChunk(chunk, read_keys(table.column(columns.key)), decoded)
+            return _decode(_OpenChunk(chunk, source, file, columns), sides, earlier or {})
     except Exception as error:  # whatever a broken file leads the readers to; it must not end the night
         return DecodedChunk(chunk, error=one_line(error))
+
+
+@dataclass(frozen=True)
+class _OpenChunk:
+    chunk: Chunk
+    source: Source
+    file: pq.ParquetFile
+    columns: ColumnMap
+
+    @property
+    def updated(self) -> list[str]:
+        return [] if self.columns.updated is None else [self.columns.updated]
+
+
+def _decode(opened: _OpenChunk, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]) -> DecodedChunk:
+    chunk, columns = opened.chunk, opened.columns
+    narrow = bool(earlier and opened.updated)  # the other columns are read for the rows that need it
+    names = columns.names(() if narrow else sides)
+    table = read_rows(opened.file, chunk, list(dict.fromkeys([*names, *opened.updated])))
+    keys = read_keys(table.column(columns.key))
+    tokens = read_tokens(table.column(columns.updated)) if columns.updated is not None else None
+    fresh = [side for side in sides if side not in earlier]
+    decoded, reused = {}, {}
+    if fresh and narrow:
+        table = read_rows(opened.file, chunk, columns.names(fresh))
+    if fresh:
+        decoded = decode_table(table, columns, opened.source.recipe, sides=fresh, first_row=chunk.start)
+    for side in sides:
+        if side in earlier and narrow:
+            found = earlier[side].by_token(pa.array(keys, pa.string()), tokens)
+            decoded[side], reused[side] = _decode_some(opened, side, earlier[side], found=found)
+        elif side in earlier:
+            decoded[side], reused[side] = _decode_unknown(
+                table, opened, side=side, codes=earlier[side], numbers=np.arange(chunk.start, chunk.stop)
+            )
+    return DecodedChunk(chunk, keys, decoded, tokens=tokens, reused=reused)
+
+
+def _decode_some(
+    opened: _OpenChunk, side: Side, codes: EarlierCodes, *, found: np.ndarray
+) -> tuple[DecodedSide, ReusedRows]:
+    """Read and decode the rows that `found` has no row of an earlier code file for."""
+    changed = np.flatnonzero(found < 0)
+    table = read_some(opened.file, opened.chunk, opened.columns.names([side]), rows=changed)
+    numbers = changed + opened.chunk.start
+    decoded, same = _decode_unknown(table, opened, side=side, codes=codes, numbers=numbers)
+    decoded.read = len(found)
+    known = np.flatnonzero(found >= 0)
+    return decoded, ReusedRows(
+        np.concatenate([known + opened.chunk.start, same.rows]),
+        np.concatenate([codes.hashes[found[known]], same.hashes]),
+        np.concatenate([codes.codes[found[known]], same.codes]),
+    )
+
+
+def _decode_unknown(
+    table: pa.Table, opened: _OpenChunk, *, side: Side, codes: EarlierCodes, numbers: np.ndarray
+) -> tuple[DecodedSide, ReusedRows]:
+    """Decode the rows of a table whose bytes an earlier code file does not know; they have these numbers."""
+
+    def known(hashes: np.ndarray) -> np.ndarray:
+        return codes.by_hash(hashes) >= 0
+
+    decoded = decode_side(table, opened.columns, opened.source.recipe, side=side, known=known)
+    decoded.rows = numbers[decoded.rows]
+    decoded.rejects = [replace(reject, row=int(numbers[reject.row])) for reject in decoded.rejects]
+    found = codes.by_hash(decoded.known_hashes)
+    return decoded, ReusedRows(numbers[decoded.known_rows], decoded.known_hashes, codes.codes[found])
 
 
 def one_line(error: Exception) -> str:
     """Return an error as one line, with its class."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _read_rows(file: pq.ParquetFile, chunk: Chunk, columns: list[str]) -> pa.Table:
-    """Read the rows of a chunk; of a row group that is cut, the rows before are read and dropped."""
-    groups, wanted = list(chunk.row_groups), chunk.stop - chunk.start
-    if chunk.offset == 0 and wanted == sum(file.metadata.row_group(group).num_rows for group in groups):
-        return file.read_row_groups(groups, columns=columns, use_threads=False)
-    batches, passed = [], 0
-    for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=columns, use_threads=False):
-        skip = max(chunk.offset - passed, 0)
-        kept = batch.slice(skip, chunk.offset + wanted - passed - skip)
-        passed += batch.num_rows
-        if kept.num_rows:
-            batches.append(kept)
-        if passed >= chunk.offset + wanted:
-            break
-    return pa.Table.from_batches(batches)

@@ -4,6 +4,7 @@ A row whose code is NaN is a reject, a chunk that the network cannot take says w
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.corpus.decode import DecodedSide, Pairs, Reject
 from pipeline.corpus.schema import Side
 from pipeline.encoding.codefile import EncodedSide
 from pipeline.encoding.decoding import DecodedChunk, Receipt, one_line
+from pipeline.encoding.reuse import ReusedRows
 
 TILE = 64
 """Rows of one forward pass. The last rows are padded up to it, so that every pass has the same shape."""
@@ -37,10 +39,13 @@ class EncodeChunk:
         if decoded.error:
             return Receipt(decoded.chunk, pa.array([], pa.string()), error=decoded.error)
         try:
-            sides = {name: self._encode(name, side) for name, side in decoded.sides.items()}
+            sides = {
+                name: _with_reused(self._encode(name, side), decoded.reused.get(name))
+                for name, side in decoded.sides.items()
+            }
         except Exception as error:  # a tower that cannot take this unit's values must not end the night
             return Receipt(decoded.chunk, pa.array([], pa.string()), error=one_line(error))
-        return Receipt(decoded.chunk, pa.array(decoded.keys, pa.string()), sides)
+        return Receipt(decoded.chunk, pa.array(decoded.keys, pa.string()), sides, tokens=decoded.tokens)
 
     def _encode(self, name: Side, side: DecodedSide) -> EncodedSide:
         relaxed = relaxed_codes(self.method, name, side.values, tile=self.tile)
@@ -57,7 +62,21 @@ class EncodeChunk:
             hashes=side.hashes[kept],
             codes=pack(relaxed[kept]),
             rejects=(*side.rejects, *rejects),
+            forwarded=len(side.values),
         )
+
+
+def _with_reused(side: EncodedSide, reused: ReusedRows | None) -> EncodedSide:
+    """Add the rows that an earlier code file had."""
+    if reused is None:
+        return side
+    return replace(
+        side,
+        rows=np.concatenate([side.rows, reused.rows]),
+        hashes=np.concatenate([side.hashes, reused.hashes]),
+        codes=np.concatenate([side.codes, reused.codes]),
+        reused=np.repeat([False, True], [len(side.rows), len(reused.rows)]),
+    )
 
 
 def encode_side(method: HashMethod, side: Side, values: Any, *, tile: int = TILE) -> np.ndarray:

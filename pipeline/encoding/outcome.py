@@ -1,6 +1,6 @@
 """What a night's encoding came to: its counts, its limits, and the unit tables of the next release. Pure."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,15 +40,17 @@ def count_rows(outcome: Outcome, plan: Plan) -> dict[str, int]:
     Rows are counted once per side that was read, so that read = encoded + reused + rejected + absent.
     """
     ledgers = [(side, codes.ledger) for unit in outcome.made for side, codes in unit.files.items()]
+    reused = sum(count for unit in outcome.made for count in unit.reused.values())
     encoded = Counter({"image": 0, "text": 0})
-    for side, ledger in ledgers:
-        encoded[side] += ledger.encoded
+    for unit in outcome.made:
+        for side, codes in unit.files.items():
+            encoded[side] += codes.ledger.encoded - unit.reused.get(side, 0)
     return {
         "rows_read": sum(ledger.read for _, ledger in ledgers),
         "rows_encoded": encoded.total(),
         "rows_encoded_image": encoded["image"],
         "rows_encoded_text": encoded["text"],
-        "rows_reused": 0,
+        "rows_reused": reused,
         "rows_rejected": sum(ledger.rejected for _, ledger in ledgers),
         "rows_absent": sum(ledger.absent for _, ledger in ledgers),
         "units_total": plan.counts()["units_total"],
@@ -63,16 +65,27 @@ def next_units(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table
     Args:
         parent_units: rows that a refused unit may keep, marked stale: of the same towers as this night.
     """
-    standing = outcome.standing
-    earlier = {(row["path"], row["side"]): row for row in _rows_of(parent_units, outcome.refused)}
-    rows = []
+    standing, kept = outcome.standing, _kept_rows(plan, outcome, parent_units)
+    rows = [row | {"stale": True} for found in kept.values() for row in found]
     for wanted in plan.encode.to_pylist():
         codes = standing.get(wanted["code"])
-        if codes is not None:
+        if codes is not None and (wanted["path"], wanted["side"]) not in kept:
             rows.append(_unit_row(wanted, codes))
-        elif (kept := earlier.get((wanted["path"], wanted["side"]))) is not None:
-            rows.append(kept | {"stale": True})
+    rows.sort(key=lambda row: (row["path"], row["first_row_group"] or 0, row["side"]))
     return pa.concat_tables([plan.reuse, pa.Table.from_pylist(rows, schema=UNITS)])
+
+
+def _kept_rows(
+    plan: Plan, outcome: Outcome, parent_units: pa.Table
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the rows of refused files as the parent has them: the ranges of a file are of one version."""
+    standing, reused = outcome.standing, set(plan.reuse["code"].to_pylist())
+    lacking = {(row["path"], row["side"]) for row in plan.encode.to_pylist() if row["code"] not in standing}
+    kept = defaultdict(list)
+    for row in _rows_of(parent_units, outcome.refused):
+        if (row["path"], row["side"]) in lacking and row["code"] not in reused:
+            kept[row["path"], row["side"]].append(row)
+    return kept
 
 
 def next_rejects(units: pa.Table, outcome: Outcome, parent_rejects: pa.Table) -> pa.Table:

@@ -4,28 +4,33 @@ These are callables for whatever moves rows between processes; nothing here know
 """
 
 import pickle
-from collections.abc import Sequence
 from typing import Any
 
-from pipeline.corpus.schema import Side
 from pipeline.encoding.chunks import Chunk
-from pipeline.encoding.decoding import Receipt, Source, decode_chunk
+from pipeline.encoding.decoding import DecodedChunk, Receipt, Source, decode_chunk
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.models import load_encoder
+from pipeline.encoding.reuse import open_earlier
+from pipeline.encoding.units import UnitWork
 from pipeline.releases.storage import Storage
 
 Row = dict[str, Any]
 
 
-def chunk_row(chunk: Chunk, sides: Sequence[Side]) -> Row:
-    """Return the row that asks for these sides of a chunk."""
-    return {"chunk": pickle.dumps((chunk, tuple(sides)))}
+def chunk_row(chunk: Chunk, work: UnitWork) -> Row:
+    """Return the row that asks for a chunk of a unit."""
+    return {"chunk": pickle.dumps((chunk, work.files, dict(work.earlier)))}
 
 
-def decode_row(row: Row, source: Source) -> Row:
-    """Read and decode the chunk that a row asks for."""
-    chunk, sides = pickle.loads(row["chunk"])
-    return {"decoded": pickle.dumps(decode_chunk(chunk, source, sides=sides))}
+def decode_row(row: Row, source: Source, store: Storage) -> Row:
+    """Read and decode the chunk that a row asks for; the store holds the codes that are there already."""
+    return {"decoded": pickle.dumps(_decode(row, source, store))}
+
+
+def _decode(row: Row, source: Source, store: Storage) -> DecodedChunk:
+    chunk, files, earlier = pickle.loads(row["chunk"])
+    sides = tuple(file.side for file in files)
+    return decode_chunk(chunk, source, sides=sides, earlier=open_earlier(files, earlier, store))
 
 
 def receipt_of(row: Row) -> Receipt:
@@ -46,12 +51,11 @@ class EncodeRow:
         self, model: str, store: Storage, *, tile: int, gpu: bool = False, source: Source | None = None
     ) -> None:
         self._encode = EncodeChunk(load_encoder(model, store, gpu=gpu), tile=tile)
-        self._source = source
+        self._source, self._store = source, store
 
     def __call__(self, row: Row) -> Row:
         if self._source is None:
             decoded = pickle.loads(row["decoded"])
         else:
-            chunk, sides = pickle.loads(row["chunk"])
-            decoded = decode_chunk(chunk, self._source, sides=sides)
+            decoded = _decode(row, self._source, self._store)
         return {"receipt": pickle.dumps(self._encode(decoded))}

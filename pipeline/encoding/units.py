@@ -5,14 +5,21 @@ a file that stands already is never replaced. What is wrong with a unit is retur
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.schema import Side
-from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, plan_chunks
-from pipeline.encoding.codefile import CodeFile, CodeFileRecipe, Ledger, make_code_file, read_ledger
+from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, Place, plan_chunks
+from pipeline.encoding.codefile import (
+    CodeFile,
+    CodeFileRecipe,
+    Ledger,
+    UnitRows,
+    make_code_file,
+    read_ledger,
+)
 from pipeline.encoding.decoding import Receipt, Source, one_line
 from pipeline.releases.addresses import code_path, rejects_path, sha256
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
@@ -21,13 +28,19 @@ from pipeline.releases.storage import SourceFile, Storage
 
 @dataclass(frozen=True)
 class UnitWork:
-    """A unit to encode: its chunks, and the code files to make of them."""
+    """A unit to encode: the code files to make of it, and once it is opened its chunks."""
 
     unit: SourceFile
     files: tuple[CodeFileRecipe, ...]
+    row_groups: tuple[int, int] | None = None  # first and one past the last; None: the whole file
+    earlier: Mapping[Side, str] = field(default_factory=dict)  # code files that rows may be taken from
     rows: int = 0
     chunks: tuple[Chunk, ...] = ()
     error: str = ""  # why the unit is refused
+
+    @property
+    def place(self) -> Place:
+        return self.unit.path, self.row_groups and self.row_groups[0]
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -59,20 +72,25 @@ class UnitReport:
     unit: SourceFile
     files: Mapping[Side, StoredCodes] = field(default_factory=dict)
     error: str = ""
+    place: Place = ("", None)
+    reused: Mapping[Side, int] = field(default_factory=dict)  # rows whose codes an earlier code file had
+    forwarded: Mapping[Side, int] = field(default_factory=dict)  # rows that went through the network
 
 
-def open_unit(
-    unit: SourceFile, source: Source, *, files: Sequence[CodeFileRecipe], max_bytes: int = CHUNK_BYTES
-) -> UnitWork:
+def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES) -> UnitWork:
     """Read a unit's footer, check its columns and cut it into chunks."""
     try:
-        with source.open(unit) as opened:
-            source.columns(opened.schema_arrow, unit.path)
+        with source.open(work.unit) as opened:
+            source.columns(opened.schema_arrow, work.unit.path)
             metadata = opened.metadata
-        chunks = plan_chunks(unit, metadata, max_bytes=max_bytes, image_size=source.recipe.image_size)
-        return UnitWork(unit, tuple(files), metadata.num_rows, tuple(chunks))
+        size = source.recipe.image_size
+        chunks = plan_chunks(
+            work.unit, metadata, max_bytes=max_bytes, image_size=size, row_groups=work.row_groups
+        )
+        rows = chunks[-1].stop - chunks[0].start if chunks else 0
+        return replace(work, rows=rows, chunks=tuple(chunks))
     except Exception as error:  # whatever a broken file leads the readers to
-        return UnitWork(unit, tuple(files), error=one_line(error))
+        return replace(work, error=one_line(error))
 
 
 def finish_unit(
@@ -94,16 +112,32 @@ def finish_unit(
     of_chunk = {receipt.chunk.index: receipt for receipt in receipts}
     refused = next((receipt.error for receipt in of_chunk.values() if receipt.error), "")
     if refused or (refused := _changed(work.unit, source)):
-        return UnitReport(work.unit, error=refused)
+        return UnitReport(work.unit, error=refused, place=work.place)
     if sorted(of_chunk) != list(range(len(work.chunks))):
         raise RuntimeError(f"{work.unit.path}: {len(of_chunk)} receipts for {len(work.chunks)} chunks")
     ordered = [of_chunk[index] for index in range(len(work.chunks))]
-    keys = pa.concat_arrays([pa.array([], pa.string()), *(receipt.keys for receipt in ordered)])
-    files = {}
-    for file in work.files:
-        sides = [receipt.sides[file.side] for receipt in ordered]
-        files[file.side] = _keep(make_code_file(file, keys, sides, forgotten=forgotten), store)
-    return UnitReport(work.unit, files)
+    rows = _rows_of(ordered)
+    made = {
+        file.side: make_code_file(
+            file, rows, [receipt.sides[file.side] for receipt in ordered], forgotten=forgotten
+        )
+        for file in work.files
+    }
+    return UnitReport(
+        work.unit,
+        {side: _keep(file, store) for side, file in made.items()},
+        place=work.place,
+        reused={side: file.reused for side, file in made.items()},
+        forwarded={side: file.forwarded for side, file in made.items()},
+    )
+
+
+def _rows_of(receipts: Sequence[Receipt]) -> UnitRows:
+    keys = pa.concat_arrays([pa.array([], pa.string()), *(receipt.keys for receipt in receipts)])
+    tokens = [receipt.tokens for receipt in receipts if receipt.tokens is not None]
+    return UnitRows(
+        keys, pa.concat_arrays(tokens) if tokens else None, receipts[0].chunk.start if receipts else 0
+    )
 
 
 def find_codes(address: str, store: Storage) -> StoredCodes | None:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from pipeline.corpus.decode import Reject
 from pipeline.corpus.schema import sample_id
-from pipeline.encoding.codefile import CodeFileRecipe, EncodedSide, Ledger, make_code_file, read_ledger
+from pipeline.encoding.codefile import (
+    CodeFileRecipe,
+    EncodedSide,
+    Ledger,
+    UnitRows,
+    make_code_file,
+    read_ledger,
+)
 
 RECIPE = CodeFileRecipe("text", "0" * 32, "token", "tower", "recipe", 16)
 
@@ -43,7 +50,7 @@ def table(data: bytes) -> pa.Table:
 def test_each_key_has_one_code_and_every_row_is_in_the_ledger(rows: list[tuple[str, str]], cut: int) -> None:
     kinds, keys = [kind for kind, _ in rows], [key for _, key in rows]
     parts = [part(kinds[:cut], 0), part(kinds[cut:], min(cut, len(rows)))]
-    made = make_code_file(RECIPE, pa.array(keys, pa.string()), parts)
+    made = make_code_file(RECIPE, UnitRows(pa.array(keys, pa.string())), parts)
     expected = [
         (sample_id(key), key, row)
         for row, (kind, key) in enumerate(rows)
@@ -70,12 +77,12 @@ def test_each_key_has_one_code_and_every_row_is_in_the_ledger(rows: list[tuple[s
 def test_the_order_in_which_chunks_arrive_does_not_change_a_byte() -> None:
     parts = [part(["c", "r"], 0), part(["c", "c"], 2), part(["a", "c"], 4)]
     keys = pa.array(list("abcdea"))
-    made = [make_code_file(RECIPE, keys, order) for order in itertools.permutations(parts)]
+    made = [make_code_file(RECIPE, UnitRows(keys), order) for order in itertools.permutations(parts)]
     assert len({(file.codes, file.rejects) for file in made}) == 1
 
 
 def test_a_code_file_says_what_it_is_of() -> None:
-    made = make_code_file(RECIPE, pa.array(["a", "b"]), [part(["c", "r"], 0)])
+    made = make_code_file(RECIPE, UnitRows(pa.array(["a", "b"])), [part(["c", "r"], 0)])
     schema = pq.read_schema(io.BytesIO(made.codes))
     assert read_ledger(schema) == made.ledger == Ledger(2, 1, 1, 0, {"empty text": 1})
     said = {key.decode(): value.decode() for key, value in schema.metadata.items()}
@@ -96,14 +103,14 @@ def test_a_code_file_says_what_it_is_of() -> None:
 
 
 def test_a_unit_without_rows_makes_an_empty_code_file() -> None:
-    made = make_code_file(RECIPE, pa.array([], pa.string()), [])
+    made = make_code_file(RECIPE, UnitRows(pa.array([], pa.string())), [])
     assert table(made.codes).num_rows == 0
     assert made.ledger == Ledger(0, 0, 0, 0)
     assert made.rejects is None
 
 
 def test_rows_without_a_key_are_no_duplicates_of_each_other() -> None:
-    made = make_code_file(RECIPE, pa.array([None, "a", None, "b"]), [part(["r", "c", "r", "c"], 0)])
+    made = make_code_file(RECIPE, UnitRows(pa.array([None, "a", None, "b"])), [part(["r", "c", "r", "c"], 0)])
     assert made.ledger.reasons == {"empty text": 2}
 
 
@@ -111,7 +118,7 @@ def test_a_missing_or_doubled_chunk_is_found() -> None:
     keys = pa.array(["a", "b", "c"])
     for parts in ([part(["c"], 0)], [part(["c", "c"], 0), part(["c", "c"], 1)]):
         with pytest.raises(RuntimeError, match="does not balance over 3 rows"):
-            make_code_file(RECIPE, keys, parts)
+            make_code_file(RECIPE, UnitRows(keys), parts)
 
 
 def test_a_file_without_a_ledger_is_no_code_file() -> None:

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from pipeline.corpus.decode import Reject
 from pipeline.corpus.schema import sample_ids
-from pipeline.encoding.codefile import FORGOTTEN, CodeFile, CodeFileRecipe, EncodedSide, make_code_file
+from pipeline.encoding.codefile import (
+    FORGOTTEN,
+    CodeFile,
+    CodeFileRecipe,
+    EncodedSide,
+    UnitRows,
+    make_code_file,
+)
 from pipeline.encoding.purging import purge
 from pipeline.releases.forgetting import Forgotten, forget, forgotten_keys
 from pipeline.releases.heads import Log
@@ -30,7 +37,7 @@ def make(forgotten: Forgotten, bad: set[int]) -> CodeFile:
         codes=np.stack([rows, rows], axis=1).astype(np.uint8),
         rejects=tuple(Reject(row, KEYS[row], "not a picture", "no header") for row in sorted(bad)),
     )
-    return make_code_file(RECIPE, pa.array(KEYS, pa.string()), [side], forgotten=forgotten)
+    return make_code_file(RECIPE, UnitRows(pa.array(KEYS, pa.string())), [side], forgotten=forgotten)
 
 
 def forgotten(folder: object, keys: list[str]) -> Forgotten:

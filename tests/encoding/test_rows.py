@@ -9,7 +9,7 @@ from pipeline.corpus.recipe import InputRecipe
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.models import keep_model
 from pipeline.encoding.rows import EncodeRow, chunk_row, decode_row, receipt_of
-from pipeline.encoding.units import finish_unit, open_unit
+from pipeline.encoding.units import UnitWork, finish_unit, open_unit
 from pipeline.releases.storage import Storage
 from tests.encoding.sources import BAD_ROWS, tiny_method, write_rows
 from tests.encoding.test_units import FILES
@@ -21,11 +21,11 @@ def test_one_stage_and_two_stages_give_the_same_code_files(tmp_path: Path) -> No
     digest = keep_model(tmp_path / "model", models)
     path = write_rows(tmp_path / "source" / "u.parquet", BAD_ROWS)
     source = Source(Storage(path.parent), InputRecipe(image_size=16))
-    work = open_unit(source.root.stat(path.name), source, files=FILES)
-    [row] = [chunk_row(chunk, work.sides) for chunk in work.chunks]
+    work = open_unit(UnitWork(source.root.stat(path.name), FILES), source)
+    [row] = [chunk_row(chunk, work) for chunk in work.chunks]
     receipts = {
         "one": EncodeRow(digest, models, tile=8, source=source)(row),
-        "two": EncodeRow(digest, models, tile=8)(decode_row(row, source)),
+        "two": EncodeRow(digest, models, tile=8)(decode_row(row, source, models)),
     }
     stores = {name: Storage(tmp_path / name) for name in receipts}
     for name, store in stores.items():

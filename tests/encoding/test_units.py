@@ -45,7 +45,7 @@ def receipts_of(work: UnitWork, source: Source) -> list[Receipt]:
 
 
 def test_a_unit_of_bad_rows_ends_in_balanced_ledgers(tmp_path: Path, source: Source, store: Storage) -> None:
-    work = open_unit(written(tmp_path, BAD_ROWS, row_group_size=4), source, files=FILES, max_bytes=5000)
+    work = open_unit(UnitWork(written(tmp_path, BAD_ROWS, row_group_size=4), FILES), source, max_bytes=5000)
     assert len(work.chunks) > 2
     report = finish_unit(work, receipts_of(work, source), source=source, store=store)
     assert report.error == ""
@@ -64,7 +64,7 @@ def test_a_unit_of_bad_rows_ends_in_balanced_ledgers(tmp_path: Path, source: Sou
 def test_finishing_twice_or_from_repeated_receipts_changes_no_byte(
     tmp_path: Path, source: Source, store: Storage
 ) -> None:
-    work = open_unit(written(tmp_path, good_rows(0, 9)), source, files=FILES, max_bytes=4000)
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 9)), FILES), source, max_bytes=4000)
     receipts = receipts_of(work, source)
     first = finish_unit(work, receipts, source=source, store=store)
     before = {path: store.read(path) for path in store.list()}
@@ -78,9 +78,9 @@ def test_a_side_alone_gives_the_file_that_both_sides_give(
     tmp_path: Path, source: Source, store: Storage
 ) -> None:
     unit = written(tmp_path, BAD_ROWS)
-    both = open_unit(unit, source, files=FILES)
+    both = open_unit(UnitWork(unit, FILES), source)
     whole = finish_unit(both, receipts_of(both, source), source=source, store=store)
-    alone = open_unit(unit, source, files=FILES[1:])
+    alone = open_unit(UnitWork(unit, FILES[1:]), source)
     other = Storage(tmp_path / "other")
     report = finish_unit(alone, receipts_of(alone, source), source=source, store=other)
     assert report.files == {"text": whole.files["text"]}
@@ -90,13 +90,13 @@ def test_a_unit_without_rows_gets_empty_code_files(tmp_path: Path, source: Sourc
     rows = pq.read_table(write_rows(tmp_path / "r.parquet", good_rows(0, 1))).slice(0, 0)
     (tmp_path / "source").mkdir()
     pq.write_table(rows, tmp_path / "source" / "u.parquet")
-    work = open_unit(Storage(tmp_path / "source").stat("u.parquet"), source, files=FILES)
+    work = open_unit(UnitWork(Storage(tmp_path / "source").stat("u.parquet"), FILES), source)
     report = finish_unit(work, [], source=source, store=store)
     assert report.files["image"].ledger == Ledger(0, 0, 0, 0)
 
 
 def test_a_missing_receipt_is_a_fault_of_ours(tmp_path: Path, source: Source, store: Storage) -> None:
-    work = open_unit(written(tmp_path, good_rows(0, 9)), source, files=FILES, max_bytes=4000)
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 9)), FILES), source, max_bytes=4000)
     with pytest.raises(RuntimeError, match="receipts for"):
         finish_unit(work, receipts_of(work, source)[1:], source=source, store=store)
     assert store.list() == []
@@ -105,7 +105,7 @@ def test_a_missing_receipt_is_a_fault_of_ours(tmp_path: Path, source: Source, st
 def test_a_unit_that_changed_while_it_was_read_is_refused(
     tmp_path: Path, source: Source, store: Storage
 ) -> None:
-    work = open_unit(written(tmp_path, good_rows(0, 3)), source, files=FILES)
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 3)), FILES), source)
     receipts = receipts_of(work, source)
     work = replace(work, unit=replace(work.unit, token="older"))
     report = finish_unit(work, receipts, source=source, store=store)
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_parquet_is_refused(
     unit = Storage(path.parent).stat(path.name)
     if content is None:
         path.unlink()
-    work = open_unit(unit, source, files=FILES)
+    work = open_unit(UnitWork(unit, FILES), source)
     assert said in work.error
     assert not work.chunks
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_parquet_is_refused(
 def test_a_truncated_unit_is_refused_and_a_chunk_that_fails_refuses_its_unit(
     tmp_path: Path, source: Source, store: Storage
 ) -> None:
-    work = open_unit(written(tmp_path, good_rows(0, 9)), source, files=FILES, max_bytes=4000)
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 9)), FILES), source, max_bytes=4000)
     first, *others = receipts_of(work, source)
     broken = replace(first, error="OSError: gone")
     report = finish_unit(work, [broken, *others], source=source, store=store)
@@ -145,7 +145,7 @@ def test_a_unit_without_a_needed_column_is_refused_and_names_what_it_has(
 ) -> None:
     unit = written(tmp_path, good_rows(0, 3))
     other = replace(source, recipe=InputRecipe(image_size=16, columns=Columns(text="headline")))
-    work = open_unit(unit, other, files=FILES)
+    work = open_unit(UnitWork(unit, FILES), other)
     assert work.error.startswith("SchemaError: u.parquet: no column 'headline'")
     assert "found: key, image, text" in work.error
 
