@@ -1,8 +1,16 @@
 """Look after the releases of a store.
 
-  list             the log of the channel, and every release that the store keeps
-  show [DIGEST]    what a release was made with and holds (default: the current one)
-  verify [DIGEST]  read and hash everything a release names; exit code 1 when something is wrong
+  list              the log of the channel, and every release that the store keeps
+  show [DIGEST]     what a release was made with and holds (default: the current one)
+  verify [DIGEST]   read and hash everything a release names; exit code 1 when something is wrong
+  diff A B          which units, parts and settings differ between two releases
+  explain KEY       where a row is in the current release, or why it was rejected
+  rollback [DIGEST] make an earlier release current (default: the one before); the gate does not apply
+  promote CHANNEL   make the current release of that channel current here
+  forget KEY...     hide keys from every reader, at once and in every channel
+  retry-rejects     have the next night read the units again that have rejects
+  gc                remove what none of the newest releases of any channel needs; with --purge also what
+                    is left of forgotten keys
 
 example:
   hashfleet releases verify --set store.uri=s3://bucket/store
@@ -19,84 +27,45 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
 
 import argparse
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from jobs.command import Result
 from jobs.config import Config
-from pipeline.releases.heads import Entry, Log
-from pipeline.releases.manifest import ManifestError, check_store, read_release
+from jobs.upkeep import changing, cleaning, looking
+from jobs.upkeep.request import Request
+from pipeline.releases.heads import Log
+from pipeline.releases.manifest import check_store
 from pipeline.releases.storage import Storage
-from pipeline.releases.upkeep import stored_releases, verify
+
+WRITES = True
+
+ACTIONS: dict[str, Callable[[Request], Result]] = {
+    "list": looking.show_log,
+    "show": looking.show,
+    "verify": looking.check,
+    "diff": looking.show_difference,
+    "explain": looking.explain,
+    "rollback": changing.roll_back,
+    "promote": changing.promote,
+    "forget": changing.forget_keys,
+    "retry-rejects": changing.retry_rejects,
+    "gc": cleaning.collect,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=list(ACTIONS), help="what to do")
-    parser.add_argument("digest", nargs="?", help="a release; the current one if left out")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="releases, a channel, or keys")
+    parser.add_argument("--keep", type=int, metavar="N", help=f"gc: releases per channel ({cleaning.KEEP})")
+    parser.add_argument(
+        "--grace-hours", type=float, default=24, metavar="H", help="gc: younger files stay (24)"
+    )
+    parser.add_argument("--purge", action="store_true", help="gc: also what is left of forgotten keys")
+    parser.add_argument("--keys-from", metavar="FILE", help="forget: a file with one key per line")
 
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Open the store and do what was asked."""
     storage = Storage(config.require("store.uri"))
     check_store(storage)
-    return ACTIONS[args.action](Log(storage, config.store.channel), args.digest)
-
-
-def _list(log: Log, digest: str | None) -> Result:
-    if digest is not None:
-        raise ValueError(f"list takes no release, got {digest}; use show")
-    history, releases = log.history(), stored_releases(log.storage)
-    print(f"{'seq':>4}  {'kind':<8}  {'release':<32}  {'fence':>5}  lease until        by")
-    for entry in history:
-        print(_line(entry))
-    current = history[-1].release if history else None
-    print(f"\n{'release':<32}  units  parts")
-    for name, release in releases.items():
-        if isinstance(release, ManifestError):
-            print(f"{name}  damaged: {release}")
-        else:
-            mark = "  current" if name == current else ""
-            print(f"{name}  {release.totals['units']:>5}  {release.totals['parts']:>5}{mark}")
-    if current is not None and current not in releases:
-        print(f"{current}  missing: the log names it as current; restore releases/{current}.json")
-    return Result(outputs={"release": current}, counts={"entries": len(history), "releases": len(releases)})
-
-
-def _show(log: Log, digest: str | None) -> Result:
-    digest = digest or _current(log)
-    manifest = read_release(log.storage, digest)
-    print(f"release {digest}\n{manifest.model_dump_json(indent=1)}")
-    return Result(outputs={"release": digest}, counts=manifest.totals)
-
-
-def _verify(log: Log, digest: str | None) -> Result:
-    digest = digest or _current(log)
-    verdict = verify(log.storage, digest)
-    for fault in verdict.faults:
-        print(fault)
-    print(f"release {digest}: {verdict.files} files, {verdict.size} bytes, {len(verdict.faults)} faults")
-    return Result(
-        "failed" if verdict.faults else "done",
-        outputs={"release": digest},
-        counts={"files": verdict.files, "bytes": verdict.size, "faults": len(verdict.faults)},
-        details={"faults": list(verdict.faults)},
-    )
-
-
-ACTIONS: dict[str, Callable[[Log, str | None], Result]] = {"list": _list, "show": _show, "verify": _verify}
-
-
-def _current(log: Log) -> str:
-    digest = log.current_release()
-    if digest is None:
-        raise ManifestError(
-            f"{log.storage.where()}: nothing is published in channel {log.channel!r}; a nightly run does that"
-        )
-    return digest
-
-
-def _line(entry: Entry) -> str:
-    until = "-"
-    if entry.expires:
-        until = datetime.fromtimestamp(entry.expires, UTC).strftime("%Y-%m-%d %H:%MZ")
-    where = f"{entry.seq:>4}  {entry.kind:<8}  {entry.release or '-':<32}  {entry.fence:>5}"
-    return f"{where}  {until:<17}  {entry.owner}"
+    log = Log(storage, config.store.channel)
+    return ACTIONS[args.action](Request(log, tuple(args.words), config, args))

@@ -42,28 +42,35 @@ class Marked:
         return path in self.paths or path.startswith(self.folders)
 
 
-def mark(storage: Storage, *, keep: int) -> Marked:
-    """Find what the newest `keep` releases of every channel need.
+def kept_releases(storage: Storage, *, keep: int) -> dict[str, list[str]]:
+    """Return the newest releases of every channel, newest first; the first is the current one.
 
     Raises:
-        ManifestError: one of them is missing or damaged, so that nobody knows what it needs; roll back to a
-            whole one, or keep fewer.
         ValueError: `keep` is below 1.
     """
     if keep < 1:
         raise ValueError(f"at least the current release of every channel is kept, got --keep {keep}")
-    kept = {name: list(itertools.islice(Log(storage, name).releases(), keep)) for name in channels(storage)}
+    return {name: list(itertools.islice(Log(storage, name).releases(), keep)) for name in channels(storage)}
+
+
+def mark(storage: Storage, releases: Mapping[str, Sequence[str]]) -> Marked:
+    """Find what the releases of every channel need that are kept.
+
+    Raises:
+        ManifestError: one of them is missing or damaged, so that nobody knows what it needs; roll back to a
+            whole one, or keep fewer.
+    """
     paths: set[str] = set()
     models: set[str] = set()
     wanted: set[str] = set()
-    for digest in sorted({release for releases in kept.values() for release in releases}):
+    for digest in sorted({digest for digests in releases.values() for digest in digests}):
         manifest = read_release(storage, digest)
         tables = {name: read_table(storage, manifest, name) for name in SCHEMAS}
         paths |= {file.path for file in named_files(tables)} | set(_own_files(digest, manifest))
         models.add(f"{model_path(manifest.recipe.model)}/")
         wanted |= set(pc.unique(tables["units"]["code"]).to_pylist())
     paths |= set(_needed_notes(storage, wanted)) | set(_forgotten(storage))
-    return Marked(kept, frozenset(paths), tuple(sorted(models)))
+    return Marked(releases, frozenset(paths), tuple(sorted(models)))
 
 
 def unneeded(storage: Storage, marked: Marked, *, older_than: float) -> list[SourceFile]:

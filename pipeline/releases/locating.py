@@ -78,6 +78,13 @@ def read_keys(storage: Storage, part: str, *, ids_only: bool = False) -> pa.Tabl
         raise ManifestError(f"{storage.where(path)} is no Arrow file: {error}") from error
 
 
+def unit_name(unit: Mapping[str, Any]) -> str:
+    """Return what names a unit in the keys of a part: its path, and its row groups if it is a range."""
+    if unit["first_row_group"] is None:
+        return str(unit["path"])
+    return f"{unit['path']}[{unit['first_row_group']}:{unit['last_row_group']}]"
+
+
 def sorted_ids(keys: pa.Table) -> np.ndarray:
     """Return the (N,) int64 ids of a part's keys, ascending; without a copy where they are one batch."""
     column = keys["id"]
@@ -98,24 +105,25 @@ def _places(storage: Storage, tables: Mapping[str, pa.Table], key: str, number: 
 def _place(
     storage: Storage, units: pa.Table, part: Mapping[str, Any], *, row: Mapping[str, Any], position: int
 ) -> Place:
-    mine = pc.and_(pc.equal(units["path"], row["unit"]), pc.equal(units["side"], part["side"]))
-    for unit in units.filter(mine).to_pylist():
-        code = _code(storage, code_path(code_file(unit)), row=row)
-        if code is not None:
-            return Place(
-                part["side"],
-                row["unit"],
-                row["row"],
-                code.hex(),
-                storage.where(code_path(code_file(unit))),
-                part["part"],
-                position,
-                unit["stale"],
-            )
-    raise ManifestError(f"part {part['part']} has row {row['row']} of {row['unit']}, no code file has it")
+    paths = pa.array([row["unit"], row["unit"].rpartition("[")[0]])
+    mine = pc.and_(pc.is_in(units["path"], value_set=paths), pc.equal(units["side"], part["side"]))
+    unit = next((one for one in units.filter(mine).to_pylist() if unit_name(one) == row["unit"]), None)
+    if unit is None:
+        raise ManifestError(f"part {part['part']} holds unit {row['unit']}, the table of units does not")
+    path = code_path(code_file(unit))
+    return Place(
+        side=part["side"],
+        unit=row["unit"],
+        row=row["row"],
+        code=_code(storage, path, row=row).hex(),
+        code_file=storage.where(path),
+        part=part["part"],
+        position=position,
+        stale=unit["stale"],
+    )
 
 
-def _code(storage: Storage, path: str, *, row: Mapping[str, Any]) -> bytes | None:
+def _code(storage: Storage, path: str, *, row: Mapping[str, Any]) -> bytes:
     filesystem, root = storage.filesystem()
     try:
         found = pq.read_table(
@@ -126,7 +134,12 @@ def _code(storage: Storage, path: str, *, row: Mapping[str, Any]) -> bytes | Non
     except pa.ArrowException as error:
         raise ManifestError(f"{storage.where(path)}: {error}") from error
     codes = found.filter(pc.equal(found["row"], row["row"]))["code"].to_pylist()
-    return codes[0] if codes else None
+    if not codes:
+        raise ManifestError(
+            f"{storage.where(path)} lacks row {row['row']} of {row['unit']}, which a part has"
+        )
+    code: bytes = codes[0]
+    return code
 
 
 def _rejections(storage: Storage, rejects: pa.Table, key: str) -> Iterator[Rejection]:

@@ -1,0 +1,78 @@
+"""The action that removes files: gc, and with --purge what the store still holds of forgotten keys."""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from jobs.command import Result
+from jobs.leases import StoreLease, whole_store
+from jobs.upkeep.request import Request
+from pipeline.releases.collecting import kept_releases, mark, sweep, unneeded
+from pipeline.releases.forgetting import forgotten_keys
+from pipeline.releases.storage import SourceFile
+
+log = logging.getLogger(__name__)
+
+LINES = 20
+KEEP = 3
+
+
+def collect(request: Request) -> Result:
+    """Remove what none of the newest releases of any channel needs; list it, and remove nothing, if dry."""
+    request.none("gc")
+    keep = KEEP if request.args.keep is None else request.args.keep
+    if request.dry_run:
+        files, _ = _find(request, kept_releases(request.log.storage, keep=keep))
+        return _told(request, files, removed=0)
+    with whole_store(request.log, request.config) as lease:
+        if lease.locked_by:
+            log.info("locked: a lease is held, of %s", lease.locked_by)
+            return Result("locked", details={"holder": lease.locked_by})
+        kept, purged = _purge(request, lease, keep=keep) if request.args.purge else ({}, 0)
+        files, _ = _find(request, kept or kept_releases(request.log.storage, keep=keep))
+        removed = sweep(request.log.storage, files, undisturbed=lease.undisturbed)
+    return _told(request, files, removed=removed, purged=purged)
+
+
+def _find(request: Request, kept: dict[str, list[str]]) -> tuple[list[SourceFile], int]:
+    """List what can go. A purge leaves nothing for ended runs: their files may hold what was forgotten."""
+    storage = request.log.storage
+    older_than = math.inf if request.args.purge else time.time() - 3600 * request.args.grace_hours
+    return unneeded(storage, mark(storage, kept), older_than=older_than), len(kept)
+
+
+def _purge(request: Request, lease: StoreLease, *, keep: int) -> tuple[dict[str, list[str]], int]:
+    """Rewrite and publish the current release of every channel; return what is kept, and how many were."""
+    from jobs.upkeep.purging import Purge  # needs what encodes and indexes, which the other actions can spare
+
+    storage = request.log.storage
+    purge = Purge(storage, forgotten_keys(request.log))
+    count = 0
+    for name, (channel, held) in lease.held.items():
+        current = channel.current_release()
+        left = purge.rewrite(current) if current is not None else None
+        if left is not None and left != current:
+            channel.publish(held, left, keep_lease=True)
+            log.info("channel %s: release %s without forgotten keys is %s", name, current, left)
+            count += 1
+    kept = {
+        name: [digest for digest in digests if not purge.holds(digest)]
+        for name, digests in kept_releases(storage, keep=keep).items()
+    }
+    return kept, count
+
+
+def _told(request: Request, files: Sequence[SourceFile], *, removed: int, purged: int = 0) -> Result:
+    verb = "would remove" if request.dry_run else "removed"
+    for file in files[:LINES]:
+        print(f"{verb} {file.size:>12} {file.path}")
+    if len(files) > LINES:
+        print(f"{verb} ... and {len(files) - LINES} more")
+    size = sum(file.size for file in files)
+    folders = Counter(file.path.split("/")[0] for file in files)
+    what = ", ".join(f"{count} of {name}" for name, count in sorted(folders.items())) or "nothing"
+    print(f"{verb} {what}: {size} bytes")
+    counts = {"files_unneeded": len(files), "bytes_unneeded": size, "bytes_removed": removed}
+    return Result(counts=counts | {"releases_purged": purged})
