@@ -22,7 +22,10 @@ Batch = dict[str, Tensor]
 """Tensors of the local rows: `image` and `text` (what the towers take); `labels` (B, C) if any."""
 
 HashOutput = dict[str, Tensor]
-"""What `forward` returns: `image` and `text`, the (B, L) relaxed codes, and whatever else the loss needs."""
+"""What `forward` returns: `image` and `text`, the (B, L) relaxed codes, and whatever else the loss needs.
+
+Each of (B, ...), one row per row of the batch, or a scalar that depends on weights alone.
+"""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     global_batch_size: int = Field(256, ge=1)
+    micro_batch_size: int | None = Field(
+        None, ge=1
+    )  # rows of a rank that pass the networks at once; None: all
     optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
@@ -63,6 +66,12 @@ class Engine(Protocol):
     def step(self, loss: Tensor, learning_rate: float) -> None:
         """Go back from a loss that is equal on all ranks and update the weights by the average gradient."""
 
+    def accumulate(self, loss: Tensor) -> None:
+        """Go back from a part of the loss: its gradient is added to that of the parts before it."""
+
+    def update(self, learning_rate: float) -> None:
+        """Update the weights by the average over ranks of the gradient that was added up."""
+
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         """Make the method's weights complete on every rank, for saving it as a model."""
 
@@ -87,12 +96,18 @@ class LocalEngine:
             return _widened(self.method(batch, progress))
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
-        _set_rate(self._optimiser, learning_rate)
-        self._optimiser.zero_grad(set_to_none=True)
+        self.accumulate(loss)
+        self.update(learning_rate)
+
+    def accumulate(self, loss: Tensor) -> None:
         loss.backward()
+
+    def update(self, learning_rate: float) -> None:
+        _set_rate(self._optimiser, learning_rate)
         if self._config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self._config.clip)
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
 
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -127,14 +142,26 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.method = method
+        self._parts = 0  # of the loss, gone back from since the last update
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         return _widened(self._engine(batch, progress))
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
+        self.accumulate(loss)
+        self.update(learning_rate)
+
+    def accumulate(self, loss: Tensor) -> None:
+        # Parts of one loss are added, not averaged. Only the call after the last one makes a step.
+        if self._parts:
+            self._engine.step()
+        self._engine.backward(loss, scale_wrt_gas=False)
+        self._parts += 1
+
+    def update(self, learning_rate: float) -> None:
         _set_rate(self._engine.optimizer, learning_rate)
-        self._engine.backward(loss)
         self._engine.step()
+        self._parts = 0
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[None]:
@@ -174,6 +201,7 @@ def deepspeed_values(config: EngineConfig, json: dict[str, Any], ranks: int | No
         ValueError: the JSON contradicts the `train` section, or the ranks do not divide the global batch.
     """
     rows = local_rows(config.global_batch_size, ranks or world_size())
+    pieces = piece_count(config, rows)
     params: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimiser == "sgd":
         params["momentum"] = config.momentum
@@ -181,8 +209,8 @@ def deepspeed_values(config: EngineConfig, json: dict[str, Any], ranks: int | No
         json,
         {
             "train_batch_size": config.global_batch_size,
-            "train_micro_batch_size_per_gpu": rows,
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": rows // pieces,
+            "gradient_accumulation_steps": pieces,
             "gradient_clipping": config.clip or 0.0,
         },
         precision=config.precision,
@@ -202,6 +230,23 @@ def local_rows(global_batch_size: int, ranks: int) -> int:
             f"for {ranks} workers; the nearest that fits is {max(1, global_batch_size // ranks) * ranks}"
         )
     return global_batch_size // ranks
+
+
+def piece_count(config: EngineConfig, rows: int) -> int:
+    """Return into how many pieces the rows of a rank are cut.
+
+    Raises:
+        ValueError: the pieces would not be equal.
+    """
+    micro = config.micro_batch_size
+    if micro is None or micro >= rows:
+        return 1
+    if rows % micro:
+        raise ValueError(
+            f"train.micro_batch_size must divide the rows of a rank, got {micro} for {rows} rows "
+            f"(train.global_batch_size / resources.workers)"
+        )
+    return rows // micro
 
 
 def local_device(*, gpu: bool) -> str:

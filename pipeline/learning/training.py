@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,6 +25,7 @@ from pipeline.learning.checkpoint import Position, save_checkpoint
 from pipeline.learning.engine import Engine, EngineConfig
 from pipeline.learning.gather import all_gather, all_sum, gather_objects, rank
 from pipeline.learning.monitor import Monitor
+from pipeline.learning.pieces import Pieces
 
 
 class TrainConfig(EngineConfig):
@@ -107,6 +109,7 @@ def fit(
     if step == 0:
         collect_statistics(engine, batches, config.statistics_steps, total_steps)
     monitor = Monitor(method.code_length, config.global_batch_size)
+    rows_at_once = config.micro_batch_size or config.global_batch_size
     losses: list[float] = []
     metrics: dict[str, float] = {}
 
@@ -115,9 +118,10 @@ def fit(
         for rows in monitor.timed(batches.epoch(epoch, first_step)):
             progress = Progress(epoch, step, total_steps)
             seed_step(seed, step)
+            pieces = Pieces(engine, rows_at_once, partial(seed_step, seed, step))
 
             # Forward on the local rows, then everything that the loss may know of the others.
-            output = engine.forward(to_batch(method, rows, engine.device), progress)
+            output = pieces.forward(to_batch(method, rows, engine.device), progress)
             sums = {name: all_sum(local) for name, local in method.sums(output).items()}
             everyone = gather_outputs(method, output)
             with torch.no_grad():
@@ -126,7 +130,7 @@ def fit(
             # The loss of the global batch, equal on all ranks, and one step on its gradient.
             terms = over_ranks(method.loss(output, everyone, sums, progress))
             values = finite_values(terms, output, rows, progress)
-            engine.step(torch.stack(list(terms.values())).sum(), config.rate(step, total_steps))
+            pieces.backward(torch.stack(list(terms.values())).sum(), config.rate(step, total_steps))
 
             step += 1
             losses.append(sum(values.values()))

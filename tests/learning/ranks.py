@@ -33,15 +33,15 @@ class Ranks:
         """Call `work(*args)` on both ranks and return what they returned, in rank order."""
         for pipe in self._pipes:
             pipe.send((work, args))
-        results = []
+        answers = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(DEADLINE):
                 raise TimeoutError(f"rank {rank} did not answer in {DEADLINE:g} s")
-            error, result = pipe.recv()
+            answers.append(pipe.recv())
+        for rank, (error, _) in enumerate(answers):  # all have answered: the next call starts clean
             if error:
                 raise RuntimeError(f"rank {rank}:\n{error}")
-            results.append(result)
-        return results
+        return [result for _, result in answers]
 
     def close(self) -> None:
         """End the processes."""

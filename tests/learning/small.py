@@ -113,9 +113,14 @@ class BareEngine:
         return self.method(batch | floats, progress)
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
-        self.method.zero_grad()
-        loss.backward()
         self.losses.append(loss.item())
+        self.accumulate(loss)
+        self.update(learning_rate)
+
+    def accumulate(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self, learning_rate: float) -> None:
         found = {}
         for name, weight in self.method.named_parameters():
             if weight.grad is None:
@@ -126,6 +131,7 @@ class BareEngine:
             found[name] = weight.grad.clone()
             weight.data -= learning_rate * weight.grad
         self.gradients.append(found)
+        self.method.zero_grad()
 
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
