@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # build of the same version. It is used where there is no NVIDIA driver and the index can be reached.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test check lint clean
+.PHONY: help setup demo test test-ceph chaos check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,15 @@ check: lint  ## what must hold before a commit: lint, format, types, tests witho
 
 test: lint  ## check, and the slow tests too
 	$(BIN)/python -m pytest
+
+# Needs Debian's radosgw ceph-mon ceph-osd ceph-common; the store runs in a temporary folder, for as long as the tests.
+STORAGE_TESTS := tests/releases/test_storage.py tests/releases/test_storage_retries.py \
+	tests/releases/test_s3_faults.py tests/releases/test_heads.py tests/releases/test_heads_races.py tests/chaos
+test-ceph: setup  ## the storage suite and disturbed nights against Ceph's S3 gateway
+	TEST_S3=ceph OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(STORAGE_TESTS) -k "not local and not failing"
+
+chaos: setup  ## kill and disturb the night at every step it takes: SEED=N, ONLY=WORDS, POINTS=N
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points $(POINTS))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """An S3 server for the suite, on a free loopback port, spoken to over HTTP.
 
-It is moto in a process of its own, or with HASHFLEET_S3=ceph in the environment that of `tests/ceph.py`.
+It is moto in a process of its own, or with TEST_S3=ceph in the environment that of `tests/ceph.py`.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def running_server() -> Iterator[str]:
 
 
 def s3_environment(
-    endpoint: str, access_key: str = "hashfleet-tests", secret_key: str = "hashfleet-tests-secret"
+    endpoint: str, access_key: str = "AKIAOFTHESUITE", secret_key: str = "the-secret-of-the-suite"
 ) -> dict[str, str]:
     """Return the environment in which every S3 client of this process and its children meets `endpoint`."""
     return {
@@ -95,17 +95,17 @@ def is_ceph() -> bool:
     """Tell whether the suite runs against Ceph.
 
     Raises:
-        ValueError: HASHFLEET_S3 names neither it nor moto.
+        ValueError: TEST_S3 names neither it nor moto.
     """
-    name = os.environ.get("HASHFLEET_S3", "moto")
+    name = os.environ.get("TEST_S3", "moto")
     if name not in ("moto", "ceph"):
-        raise ValueError(f"HASHFLEET_S3 must be moto or ceph, got {name!r}")
+        raise ValueError(f"TEST_S3 must be moto or ceph, got {name!r}")
     return name == "ceph"
 
 
 @contextlib.contextmanager
 def chosen_server() -> Iterator[dict[str, str]]:
-    """Start the server that HASHFLEET_S3 names, with one empty bucket; yield the environment that meets it.
+    """Start the server that TEST_S3 names, with one empty bucket; yield the environment that meets it.
 
     The variables AWS_* of this process and its children are that environment's until it ends.
     """
