@@ -1,0 +1,430 @@
+"""What loss and gradient of one rank cost, beside the published forms over all pairs of the global batch.
+
+    OMP_NUM_THREADS=1 python benchmarks/loss.py [--quick]
+
+Features are 512 + 512 wide, codes 64 bits, 256 local rows, single precision, one thread. The published forms
+are written here as their authors' code has them, with autograd, and run over the whole batch as every rank of
+a plain data-parallel run would. Ours are the methods themselves, given what the other ranks send: moments
+(DJSRH) or features, norms and codes (JDSH, whose population is this batch, so that both targets are equal).
+Both sides of a ratio run in turn; figures are medians. Prints a table to stderr and one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmh_models import build_method
+from cmh_models.djsrh import DJSRH
+from cmh_models.jdsh import FACTORS, JDSH
+from cmh_models.label_pairs import LabelSets, Pairs, pair_losses
+from cmh_models.method import Everyone, HashMethod, HashOutput, Progress, Term
+
+BITS, LOCAL, WIDTHS, WIDE = 64, 256, (512, 512), (4096, 1386)
+DSDW = (-0.6, -0.25, -0.7, 0.75)  # left, right, lowest, highest: about one pair in ten is decided
+GAINS = (0.1, 0.2)
+SIDES = ("image", "text")
+START = Progress(0, 0, 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Raw features and relaxed codes of a global batch."""
+
+    features: tuple[Tensor, Tensor]
+    codes: tuple[Tensor, Tensor]
+
+    def leaves(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the codes of the first rows as leaves of a new graph."""
+        image, text = (each[:rows].detach().clone().requires_grad_() for each in self.codes)
+        return image, text
+
+
+def draw(rows: int, widths: tuple[int, int], seed: int = 0) -> Rows:
+    """Return rows whose sides have topics in common, and features that are not negative."""
+    generator = torch.Generator().manual_seed(seed)
+    topic = torch.randn(rows, 16, generator=generator)
+    features, codes = [], []
+    for width in widths:
+        mixed = topic @ torch.randn(16, width, generator=generator) / 4
+        features.append((mixed + torch.randn(rows, width, generator=generator)).clamp_min(0))
+        codes.append(torch.tanh(topic @ torch.randn(16, BITS, generator=generator) / 4))
+    return Rows((features[0], features[1]), (codes[0], codes[1]))
+
+
+def published_djsrh(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Run loss and gradient over all pairs: b .3, eta .4, mu 1.5, lambda .1."""
+    image, text = rows.leaves(len(rows.codes[0]))
+    f, g = (functional.normalize(each) for each in rows.features)
+    similarity = 0.3 * (2 * f @ f.T - 1) + 0.7 * (2 * g @ g.T - 1)
+    target = 1.5 * (0.6 * similarity + 0.4 * (similarity @ similarity.T) / len(f))
+    u, v = functional.normalize(image), functional.normalize(text)
+    loss = functional.mse_loss(u @ v.T, target)
+    loss = loss + 0.1 * functional.mse_loss(u @ u.T, target) + 0.1 * functional.mse_loss(v @ v.T, target)
+    loss.backward()
+    return image.grad, text.grad  # type: ignore[return-value]
+
+
+def published_jdsh(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Run loss and gradient over all pairs: weights .5, .1, .4, mu 1.4, eta .1, DSDW with fixed constants."""
+    image, text = rows.leaves(len(rows.codes[0]))
+    f, g = (functional.normalize(each) for each in rows.features)
+    own = 2 * f @ f.T - 1, 2 * g @ g.T - 1
+    cross = functional.normalize(own[0]) @ functional.normalize(own[1]).T
+    fused = 0.5 * own[0] + 0.1 * own[1] + 0.4 * (cross + cross.T) / 2
+    left, right, lowest, highest = DSDW
+    apart, alike = fused < left, fused > right
+    fused[apart] = (1 + GAINS[0] * torch.exp(-(fused[apart] - lowest))) * fused[apart]
+    fused[alike] = (1 + GAINS[1] * torch.exp(fused[alike] - highest)) * fused[alike]
+    target = 1.4 * fused
+    u, v = functional.normalize(image), functional.normalize(text)
+    loss = 0.1 * functional.mse_loss(u @ u.T, target) + 0.1 * functional.mse_loss(v @ v.T, target)
+    loss = loss + functional.mse_loss(u @ v.T, target) + functional.mse_loss(v @ u.T, target)
+    loss = loss - (u * v).sum(1).mean()
+    loss.backward()
+    return image.grad, text.grad  # type: ignore[return-value]
+
+
+class Rank:
+    """The first rank of a global batch, with all that the others send it made beforehand."""
+
+    def __init__(self, rows: Rows, local: int) -> None:
+        self.rows, self.local = rows, local
+        self.total = len(rows.codes[0])
+        self.features = tuple(each[:local] for each in rows.features)
+        with torch.no_grad():
+            units = zip(SIDES, (functional.normalize(each) for each in rows.codes), strict=True)
+            targets = zip(SIDES, (functional.normalize(each) for each in rows.features), strict=True)
+            self.gathered = {f"{side}_unit": value for side, value in units}
+            self.gathered |= {f"{side}_target": value for side, value in targets}
+
+    def output(self, leaves: tuple[Tensor, Tensor]) -> HashOutput:
+        """Return what forward gives, from codes and raw features on."""
+        output: HashOutput = {}
+        for side, code, features in zip(SIDES, leaves, self.features, strict=True):
+            output[side] = code
+            output[f"{side}_unit"] = functional.normalize(code)
+            output[f"{side}_target"] = functional.normalize(features)
+        return output
+
+    def everyone(self, output: HashOutput) -> Everyone:
+        """Return what is gathered; a rank that is alone gathers its own."""
+        alone = {name: output[name].detach() for name in self.gathered}
+        return Everyone(alone if self.local == self.total else self.gathered, start=0)
+
+    def back(self, terms: dict[str, Term], leaves: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Divide by the counts of all ranks, add up and go back."""
+        ranks = self.total / self.local
+        numerators = torch.stack([term.numerator for term in terms.values()])
+        counts = torch.stack([term.denominator for term in terms.values()])
+        (numerators / (counts * ranks)).sum().backward()
+        return leaves[0].grad, leaves[1].grad  # type: ignore[return-value]
+
+
+class DjsrhRank(Rank):
+    """One rank of DJSRH."""
+
+    def __init__(self, rows: Rows, local: int) -> None:
+        super().__init__(rows, local)
+        settings = {"name": "djsrh", "code_length": BITS, "image_weight": 0.3}
+        self.method = method_of(settings, rows, DJSRH)
+        self.method.global_rows = self.total
+        self.method.rounds.fill_(self.method.statistics_rounds)
+        whole = {**self.gathered}
+        self.sent = self.method.sums({**whole, "image": whole["image_unit"][:local]})
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Run loss and gradient of the local rows."""
+        leaves = self.rows.leaves(self.local)
+        output = self.output(leaves)
+        sums = self.method.sums(output)
+        # The sum over ranks: what the others sent stands ready, the local part was made above.
+        sums = sums if self.local == self.total else self.sent
+        return self.back(self.method.loss(output, self.everyone(output), sums, START), leaves)
+
+
+class JdshRank(Rank):
+    """One rank of JDSH; its population is the batch, or its moments are those of the batch."""
+
+    def __init__(self, rows: Rows, local: int, *, chunk: int = 512) -> None:
+        super().__init__(rows, local)
+        alone, total = local == self.total, self.total
+        settings = {
+            "name": "jdsh",
+            "code_length": BITS,
+            "chunk": chunk,
+            # The published means are over all B^2 pairs, a pair's own among them.
+            "intra_weight": 0.1 * (total - 1) / total,
+            "cross_weight": 2 * (total - 1) / total,
+            "paired_weight": 2 / total,
+            "coherence_weight": 1.0,
+            "similarity": {
+                "form": "released",
+                "moments": "batch" if alone else "population",
+                "image_weight": 0.5,
+                "text_weight": 0.1,
+                "cross_weight": 0.4,
+                "scale": 1.4,
+                "left_gain": GAINS[0],
+                "right_gain": GAINS[1],
+            },
+        }
+        self.method = method_of(settings, rows, JDSH)
+        self.method.global_rows = total
+        self.method.rounds.fill_(self.method.statistics_rounds)
+        similarity = self.method.similarity
+        similarity.thresholds.copy_(torch.tensor(DSDW))
+        if not alone:
+            targets = self.gathered["image_target"], self.gathered["text_target"]
+            similarity.add_moments(similarity.moment_sums(*targets), restart=True)
+            self.gathered |= self._factors(*targets)
+
+    def _factors(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        similarity = self.method.similarity
+        rows = similarity.rows(image, text, similarity.population())
+        names = ("image", "text", "image_norm", "text_norm", "from_image", "from_text")
+        return {name: getattr(rows, field) for name, field in zip(FACTORS, names, strict=True)}
+
+    def everyone(self, output: HashOutput) -> Everyone:
+        if self.local == self.total:
+            return super().everyone(output)
+        return Everyone({name: self.gathered[name] for name in self.method.gathers}, start=0)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Run loss and gradient of the local rows."""
+        leaves = self.rows.leaves(self.local)
+        output = self.output(leaves)
+        if self.local < self.total:
+            output |= self._factors(output["image_target"], output["text_target"])
+        sums = self.method.sums(output)
+        return self.back(self.method.loss(output, self.everyone(output), sums, START), leaves)
+
+
+def method_of(settings: dict[str, Any], rows: Rows, kind: type[HashMethod]) -> Any:
+    """Build a method for features of these widths."""
+    widths = zip(SIDES, rows.features, strict=True)
+    towers = {side: {"name": "features", "width": each.shape[1], "hidden": 1} for side, each in widths}
+    method = build_method(settings, towers)
+    assert isinstance(method, kind)
+    return method
+
+
+@dataclass
+class DcmhStep:
+    """A step of DCMH's image side: 128 new codes against 10,000 stored ones, 24 labels."""
+
+    rows: int = 128
+    stored: int = 10_000
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = (torch.rand(self.stored, 24, generator=generator) < 0.1).float()
+        self.labels[:, 0] += self.labels.sum(1) == 0
+        self.other = torch.randn(self.stored, BITS, generator=generator)
+        self.own = torch.randn(self.stored, BITS, generator=generator)
+        self.binary = torch.sign(self.own + self.other)
+        self.code_sum = self.own.sum(0)
+        self.codes = torch.randn(self.rows, BITS, generator=generator)
+        columns = LabelSets.of(self.labels)
+        rows = LabelSets.of(self.labels[: self.rows])
+        ones = torch.ones(self.stored)
+        self.pairs = Pairs(rows, self.labels, ones, kind="likelihood", separate=False, chunk=2048)
+        assert len(columns.sets) <= self.stored
+
+    def recipe(self) -> Tensor:
+        """Run the widely copied step: similarity, likelihood, quantisation and balance over the stored codes."""
+        codes = self.codes.clone().requires_grad_()
+        similarity = (self.labels[: self.rows] @ self.labels.T > 0).float()
+        theta = codes @ self.other.T / 2
+        likelihood = -(similarity * theta - torch.log(1 + torch.exp(theta))).sum()
+        quantisation = (self.binary[: self.rows] - codes).square().sum()
+        rest = self.own[self.rows :]
+        balance = (codes.T @ torch.ones(self.rows, 1) + rest.T @ torch.ones(len(rest), 1)).square().sum()
+        ((likelihood + quantisation + balance) / (self.rows * self.stored)).backward()
+        return codes.grad  # type: ignore[return-value]
+
+    def ours(self) -> Tensor:
+        """Run the same with label sets, the closed gradient and a running sum of stored codes."""
+        codes = self.codes.clone().requires_grad_()
+        losses, _ = pair_losses(codes, self.other, self.pairs, scale=0.5)
+        quantisation = (self.binary[: self.rows] - codes).square().sum()
+        balance = (codes.sum(0) + (self.code_sum - self.own[: self.rows].sum(0))).square().sum()
+        ((losses.sum() + quantisation + balance) / (self.rows * self.stored)).backward()
+        return codes.grad  # type: ignore[return-value]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows the bytes of tensors that were made inside and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.living: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.living[storage.data_ptr()] = (_reference(tensor), storage.nbytes())
+        self.living = {key: entry for key, entry in self.living.items() if not entry[0]()}
+        self.peak = max(self.peak, sum(size for _, size in self.living.values()))
+        return made
+
+
+def _reference(tensor: Tensor) -> Callable[[], bool]:
+    """Return a function that tells whether a tensor's storage is gone."""
+    weak = tensor.untyped_storage()._weak_ref()
+    return lambda: bool(torch.UntypedStorage._expired(weak))
+
+
+def seconds(step: Callable[[], Any]) -> float:
+    """Time one call."""
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def in_turn(repeats: int, **steps: Callable[[], Any]) -> dict[str, float]:
+    """Return the median seconds of each step, run in turn after one call to warm up."""
+    for step in steps.values():
+        step()
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            taken[name].append(seconds(step))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def gemm_limit(total: int, *, chunk: int = 512) -> Callable[[], None]:
+    """Return the products alone of a JDSH step: b x B over both features twice and both codes once."""
+    inner = 2 * sum(WIDTHS) + 2 * BITS
+    rows, columns = torch.randn(LOCAL, inner), torch.randn(total, inner)
+    made = torch.empty(LOCAL, chunk)
+
+    def run() -> None:
+        for first in range(0, total, chunk):
+            torch.mm(rows, columns[first : first + chunk].T, out=made[:, : total - first])
+
+    return run
+
+
+def relative_error(ours: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Return the largest difference, relative to the length of the expected gradient."""
+    pairs = zip(ours, expected, strict=True)
+    return max(float((a - b[: len(a)]).norm() / b[: len(a)].norm()) for a, b in pairs)
+
+
+def against_all_pairs(total: int, repeats: int) -> dict[str, Any]:
+    """Measure both methods at one global batch against the published forms."""
+    rows = draw(total, WIDTHS)
+    djsrh, jdsh = DjsrhRank(rows, LOCAL), JdshRank(rows, LOCAL)
+    ours = in_turn(4 * repeats + 3, djsrh=djsrh.step, jdsh=jdsh.step, gemm=gemm_limit(total))
+    errors = {
+        "djsrh": relative_error(djsrh.step(), published_djsrh(rows)),
+        "jdsh": relative_error(jdsh.step(), published_jdsh(rows)),
+    }
+    published = {
+        "djsrh": statistics.median(seconds(lambda: published_djsrh(rows)) for _ in range(repeats)),
+        "jdsh": statistics.median(seconds(lambda: published_jdsh(rows)) for _ in range(repeats)),
+    }
+    return {"total": total, "ours": ours, "published": published, "errors": errors}
+
+
+def at_published_batches(repeats: int) -> dict[str, float]:
+    """Return ours / published at batches of 32 and 128, narrow and wide features, one rank."""
+    ratios = {}
+    for batch in (32, 128):
+        for widths in (WIDTHS, WIDE):
+            rows = draw(batch, widths)
+            ranks = {"djsrh": DjsrhRank(rows, batch), "jdsh": JdshRank(rows, batch)}
+            published = {"djsrh": published_djsrh, "jdsh": published_jdsh}
+            for name, rank in ranks.items():
+                taken = in_turn(repeats, ours=rank.step, theirs=lambda name=name: published[name](rows))  # type: ignore[misc]
+                ratios[f"{name}_{batch}_d{sum(widths)}"] = taken["ours"] / taken["theirs"]
+    return ratios
+
+
+def peak_arrays(total: int, chunk: int) -> float:
+    """Return the peak memory of a JDSH step above its inputs, in arrays of local rows x chunk."""
+    rank = JdshRank(draw(total, WIDTHS), LOCAL, chunk=chunk)
+    rank.step()
+    with PeakMemory() as memory:
+        rank.step()
+    return memory.peak / (4 * LOCAL * chunk)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="leave the global batch of 8,192 pairs out")
+    asked = parser.parse_args()
+    with one_thread():
+        report(measure(quick=asked.quick))
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Run everything."""
+    runs = [against_all_pairs(16 * LOCAL, 3)]
+    if not quick:
+        runs.append(against_all_pairs(32 * LOCAL, 1))
+    small, large = (DjsrhRank(draw(ranks * LOCAL, WIDTHS), LOCAL) for ranks in (2, 32))
+    dcmh = DcmhStep()
+    return {
+        "runs": runs,
+        "djsrh": in_turn(15, small=small.step, large=large.step),
+        "dcmh": in_turn(15, ours=dcmh.ours, recipe=dcmh.recipe),
+        "dcmh_error": relative_error((dcmh.ours(),), (dcmh.recipe(),)),
+        "published": at_published_batches(101),
+        "arrays": peak_arrays(16 * LOCAL, 2048),
+    }
+
+
+def report(found: dict[str, Any]) -> None:
+    """Print the table and the JSON line."""
+    ratios: dict[str, float] = {}
+    errors = [found["dcmh_error"]]
+    for run in found["runs"]:
+        ranks = run["total"] // LOCAL
+        for name in ("djsrh", "jdsh"):
+            ours, theirs = run["ours"][name], run["published"][name]
+            ratios[f"{name}_{ranks}x{LOCAL}_vs_all_pairs"] = theirs / ours
+            errors.append(run["errors"][name])
+            told = f"{name:<6} {ranks:>2} x {LOCAL}: all pairs {theirs * 1e3:>8.1f} ms, ours {ours * 1e3:>6.1f} ms"
+            print(f"{told}, {theirs / ours:>7.1f} x, gradient {run['errors'][name]:.1e}", file=sys.stderr)
+    first = found["runs"][0]["ours"]
+    ratios["jdsh_vs_gemm_limit"] = first["gemm"] / first["jdsh"]
+    ratios["djsrh_8192_vs_512"] = found["djsrh"]["large"] / found["djsrh"]["small"]
+    ratios["dcmh_step_vs_recipe"] = found["dcmh"]["recipe"] / found["dcmh"]["ours"]
+    ratios["published_batch"] = max(found["published"].values())
+    facts = {"max_gradient_error": max(errors), "peak_local_by_chunk_arrays": round(found["arrays"], 2)}
+    rounded = {name: float(f"{value:.3g}") for name, value in ratios.items()}
+    for name, value in rounded.items():
+        print(f"{name:<32} {value:>8}", file=sys.stderr)
+    by_batch = {name: round(value, 3) for name, value in found["published"].items()}
+    print(f"ours / published, by batch and width: {by_batch}", file=sys.stderr)
+    print(json.dumps({"ratios": rounded, **facts, "ours_over_published": by_batch}))
+
+
+if __name__ == "__main__":
+    main()
