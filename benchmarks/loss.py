@@ -17,14 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cmh_models import build_method
+from cmh_models.cosines import unit_codes
 from cmh_models.djsrh import DJSRH
 from cmh_models.jdsh import FACTORS, JDSH
 from cmh_models.label_pairs import LabelSets, Pairs, pair_losses
@@ -103,18 +106,17 @@ class Rank:
         self.total = len(rows.codes[0])
         self.features = tuple(each[:local] for each in rows.features)
         with torch.no_grad():
-            units = zip(SIDES, (functional.normalize(each) for each in rows.codes), strict=True)
             targets = zip(SIDES, (functional.normalize(each) for each in rows.features), strict=True)
-            self.gathered = {f"{side}_unit": value for side, value in units}
-            self.gathered |= {f"{side}_target": value for side, value in targets}
+            self.gathered = {f"{side}_target": value for side, value in targets}
+            self.gathered["units"] = unit_codes(*rows.codes)
 
     def output(self, leaves: tuple[Tensor, Tensor]) -> HashOutput:
         """Return what forward gives, from codes and raw features on."""
         output: HashOutput = {}
         for side, code, features in zip(SIDES, leaves, self.features, strict=True):
             output[side] = code
-            output[f"{side}_unit"] = functional.normalize(code)
             output[f"{side}_target"] = functional.normalize(features)
+        output["units"] = unit_codes(*leaves)
         return output
 
     def everyone(self, output: HashOutput) -> Everyone:
@@ -140,8 +142,7 @@ class DjsrhRank(Rank):
         self.method = method_of(settings, rows, DJSRH)
         self.method.global_rows = self.total
         self.method.rounds.fill_(self.method.statistics_rounds)
-        whole = {**self.gathered}
-        self.sent = self.method.sums({**whole, "image": whole["image_unit"][:local]})
+        self.sent = self.method.sums({**self.gathered, "image": rows.codes[0][:local]})
 
     def step(self) -> tuple[Tensor, Tensor]:
         """Run loss and gradient of the local rows."""
@@ -242,7 +243,7 @@ class DcmhStep:
         assert len(columns.sets) <= self.stored
 
     def recipe(self) -> Tensor:
-        """Run the widely copied step: similarity, likelihood, quantisation and balance over the stored codes."""
+        """Run the widely copied step: similarity, likelihood, quantisation, balance over stored codes."""
         codes = self.codes.clone().requires_grad_()
         similarity = (self.labels[: self.rows] @ self.labels.T > 0).float()
         theta = codes @ self.other.T / 2
@@ -273,13 +274,20 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.living[storage.data_ptr()] = (_reference(tensor), storage.nbytes())
+        given = _storages((args, kwargs))
+        for address, tensor in _storages(made).items():
+            # A view of an input was made elsewhere.
+            if address not in given:
+                self.living[address] = (_reference(tensor), tensor.untyped_storage().nbytes())
         self.living = {key: entry for key, entry in self.living.items() if not entry[0]()}
         self.peak = max(self.peak, sum(size for _, size in self.living.values()))
         return made
+
+
+def _storages(values: Any) -> dict[int, Tensor]:
+    """Return the tensors among some values by the addresses of their storages."""
+    tensors = (each for each in tree_leaves(values) if isinstance(each, Tensor))
+    return {each.untyped_storage().data_ptr(): each for each in tensors}
 
 
 def _reference(tensor: Tensor) -> Callable[[], bool]:
@@ -358,11 +366,16 @@ def at_published_batches(repeats: int) -> dict[str, float]:
     for batch in (32, 128):
         for widths in (WIDTHS, WIDE):
             rows = draw(batch, widths)
-            ranks = {"djsrh": DjsrhRank(rows, batch), "jdsh": JdshRank(rows, batch)}
-            published = {"djsrh": published_djsrh, "jdsh": published_jdsh}
-            for name, rank in ranks.items():
-                taken = in_turn(repeats, ours=rank.step, theirs=lambda name=name: published[name](rows))  # type: ignore[misc]
-                ratios[f"{name}_{batch}_d{sum(widths)}"] = taken["ours"] / taken["theirs"]
+            djsrh, jdsh = DjsrhRank(rows, batch), JdshRank(rows, batch)
+            taken = in_turn(
+                repeats,
+                djsrh=djsrh.step,
+                published_djsrh=partial(published_djsrh, rows),
+                jdsh=jdsh.step,
+                published_jdsh=partial(published_jdsh, rows),
+            )
+            for name in ("djsrh", "jdsh"):
+                ratios[f"{name}_{batch}_d{sum(widths)}"] = taken[name] / taken[f"published_{name}"]
     return ratios
 
 
@@ -410,8 +423,11 @@ def report(found: dict[str, Any]) -> None:
             ours, theirs = run["ours"][name], run["published"][name]
             ratios[f"{name}_{ranks}x{LOCAL}_vs_all_pairs"] = theirs / ours
             errors.append(run["errors"][name])
-            told = f"{name:<6} {ranks:>2} x {LOCAL}: all pairs {theirs * 1e3:>8.1f} ms, ours {ours * 1e3:>6.1f} ms"
-            print(f"{told}, {theirs / ours:>7.1f} x, gradient {run['errors'][name]:.1e}", file=sys.stderr)
+            told = f"all pairs {theirs * 1e3:>8.1f} ms, ours {ours * 1e3:>6.1f} ms"
+            print(
+                f"{name:<6} {ranks:>2} x {LOCAL}: {told}, {theirs / ours:>7.1f} x, gradient {run['errors'][name]:.1e}",
+                file=sys.stderr,
+            )
     first = found["runs"][0]["ours"]
     ratios["jdsh_vs_gemm_limit"] = first["gemm"] / first["jdsh"]
     ratios["djsrh_8192_vs_512"] = found["djsrh"]["large"] / found["djsrh"]["small"]

@@ -1,6 +1,6 @@
 """What methods share that give codes the cosines of fixed features: relaxed codes, unit codes, targets."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ Slope = Literal["sqrt", "constant"]
 def cosine_outputs(
     networks: dict[str, Described], batch: Batch, *, slope: float, precision: torch.dtype | None = None
 ) -> HashOutput:
-    """Return, of each side, relaxed codes and `_unit`, `_described` and `_target`.
+    """Return relaxed codes, `_described` and `_target` of each side, and `units`, the codes of both.
 
-    `_unit` are the relaxed codes and `_target` the standardised descriptions, each row of length 1.
+    `_target` are standardised descriptions, rows of length 1. `units` is (b, 2L): image and text codes, each
+    of length 1.
 
     Args:
         slope: of tanh.
@@ -31,10 +32,33 @@ def cosine_outputs(
             scaled = scaled if precision is None else scaled.to(precision)
         values: Tensor = network(batch[side], described)
         output[side] = torch.tanh(slope * values.to(scaled.dtype))
-        output[f"{side}_unit"] = functional.normalize(output[side])
         output[f"{side}_described"] = described
         output[f"{side}_target"] = functional.normalize(scaled)
+    output["units"] = unit_codes(output["image"], output["text"])
     return output
+
+
+def unit_codes(image: Tensor, text: Tensor) -> Tensor:
+    """Return (b, 2L): the codes of both sides beside each other, each scaled to length 1."""
+    units: Tensor = _UnitRows.apply(torch.stack([image, text], dim=1))
+    return units.flatten(1)
+
+
+class _UnitRows(torch.autograd.Function):
+    """Vectors along the last dimension, scaled to length 1; fewer steps than autograd would take back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_min_(1e-12)
+        units = values / lengths
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        units, lengths = ctx.saved_tensors
+        along = (units * outer[0]).sum(-1, keepdim=True)
+        return torch.addcmul(outer[0], units, along, value=-1) / lengths
 
 
 def slope_of(schedule: Slope, progress: Progress) -> float:

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cmh_models.cosines import Slope, cosine_outputs, slope_of
-from cmh_models.losses import TargetProducts, squared_errors
+from cmh_models.losses import TargetProducts, grams_of, squared_errors
 from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.statistics import named, under
 from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
@@ -58,7 +58,7 @@ class DJSRH(HashMethod):
         networks = {"image": self.image, "text": self.text}
         output = cosine_outputs(networks, batch, slope=slope_of(self.config.slope, progress))
         by_arrays = self._by_arrays(len(output["image"]))
-        self.gathers = ("image_unit", "text_unit", "image_target", "text_target") if by_arrays else ()
+        self.gathers = ("units", "image_target", "text_target") if by_arrays else ()
         return output
 
     @torch.no_grad()
@@ -82,21 +82,18 @@ class DJSRH(HashMethod):
         self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
     ) -> dict[str, Term]:
         """Return the mean squared errors of pairs within and across sides."""
-        local = len(output["image_unit"])
+        codes = output["units"]
         with torch.no_grad():
             if moments := under("batch", sums):
                 products, total = self._by_moments(output, moments), moments["rows"]
             else:
-                place = slice(everyone.start, everyone.start + local)
-                products, total = self._from_arrays(everyone, place), len(everyone["image_unit"])
-        errors = squared_errors((output["image_unit"], output["text_unit"]), products)
-        pairs = errors.new_tensor(float(local)) * total
+                place = slice(everyone.start, everyone.start + len(codes))
+                products, total = self._from_arrays(everyone, place), len(everyone["units"])
         weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
+        errors = squared_errors(codes, products) * codes.new_tensor(weights)
+        pairs = codes.new_tensor(float(len(codes))) * total
         names = ("image_image", "text_text", "image_text")
-        return {
-            name: Term(weight * error, pairs)
-            for name, weight, error in zip(names, weights, errors.unbind(), strict=True)
-        }
+        return {name: Term(error, pairs) for name, error in zip(names, errors.unbind(), strict=True)}
 
     def _by_arrays(self, rows: int) -> bool:
         """Tell whether (B, B) arrays take fewer multiplications than moments."""
@@ -125,14 +122,8 @@ class DJSRH(HashMethod):
             beta=self.config.scale * (1 - eta),
             alpha=self.config.scale * eta / len(f),
         )
-        codes = everyone["image_unit"], everyone["text_unit"]
-        flat = target.reshape(-1)
-        return TargetProducts(
-            grams=(codes[0].T @ codes[0], codes[1].T @ codes[1]),
-            pulls=(target @ codes[0], target @ codes[1]),
-            squares=torch.dot(flat, flat),
-            own=True,
-        )
+        codes, flat = everyone["units"], target.reshape(-1)
+        return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat), own=True)
 
     def _by_moments(self, output: HashOutput, moments: dict[str, Tensor]) -> TargetProducts:
         """Return what the errors need, from moments: no array has a row for each row of the global batch.
@@ -158,20 +149,14 @@ class DJSRH(HashMethod):
         sums = (a[0] @ moments["image_sum"] + a[1] @ moments["text_sum"])[:, None]
         squares = sum((each * other).sum() for each, other in zip(a, drawn, strict=True))
         squares = squares + (e * (2 * sums + rows * e)).sum()
-        pulls = tuple(
-            torch.addmm(e * moments[f"{side}_codes"], a[0], moments[f"image_{side}"]).addmm_(
-                a[1], moments[f"text_{side}"]
-            )
-            for side in ("image", "text")
-        )
-        grams = moments["image_gram"], moments["text_gram"]
-        return TargetProducts(grams, (pulls[0], pulls[1]), torch.as_tensor(squares), own=True)
+        pulls = torch.addmm(e * moments["codes"], a[0], moments["image_codes"])
+        pulls.addmm_(a[1], moments["text_codes"])
+        return TargetProducts(moments["grams"], pulls, torch.as_tensor(squares), own=True)
 
 
 def moments_of(output: HashOutput) -> dict[str, Tensor]:
-    """Return sums over the local rows of outer products of target features f, g and unit codes u, v."""
-    f, g = output["image_target"], output["text_target"]
-    u, v = output["image_unit"], output["text_unit"]
+    """Return sums over the local rows of target features f, g and unit codes, and of their outer products."""
+    f, g, codes = output["image_target"], output["text_target"], output["units"]
     return {
         "rows": f.new_tensor(float(len(f))),
         "image": f.T @ f,
@@ -179,14 +164,10 @@ def moments_of(output: HashOutput) -> dict[str, Tensor]:
         "cross": f.T @ g,
         "image_sum": f.sum(0),
         "text_sum": g.sum(0),
-        "image_gram": u.T @ u,
-        "text_gram": v.T @ v,
-        "image_image": f.T @ u,
-        "image_text": f.T @ v,
-        "text_image": g.T @ u,
-        "text_text": g.T @ v,
-        "image_codes": u.sum(0),
-        "text_codes": v.sum(0),
+        "image_codes": f.T @ codes,
+        "text_codes": g.T @ codes,
+        "codes": codes.sum(0),
+        "grams": grams_of(codes),
     }
 
 

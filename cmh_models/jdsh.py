@@ -81,7 +81,7 @@ class JDSH(HashMethod):
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
         self.statistics_rounds = config.feature_rounds + config.moment_rounds + config.threshold_rounds
         self.in_batch = config.similarity.moments == "batch"
-        self.gathers = ("image_unit", "text_unit", *(FACTORS[:2] if self.in_batch else FACTORS[:4]))
+        self.gathers = ("units", *(FACTORS[:2] if self.in_batch else FACTORS[:4]))
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         """Return relaxed codes, descriptions and what the similarity needs of each row."""
@@ -126,25 +126,22 @@ class JDSH(HashMethod):
         self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
     ) -> dict[str, Term]:
         """Return the errors of pairs within and across sides, of own pairs, and the coherence of pairs."""
-        codes = output["image_unit"], output["text_unit"]
-        total, local = len(everyone["image_unit"]), len(codes[0])
-        place = slice(everyone.start, everyone.start + local)
+        codes, all_codes = output["units"], everyone["units"]
+        place = slice(everyone.start, everyone.start + len(codes))
         with torch.no_grad():
             own_target, fused = self._fused(output, everyone, sums, place)
         if self.config.pair_means == "all":
             targets = ((columns, self.similarity.decide(part)) for columns, part in fused)
             with torch.no_grad():
-                products = target_products((everyone["image_unit"], everyone["text_unit"]), targets, place)
-            errors, pairs = (
-                squared_errors(codes, products)[:, None],
-                codes[0].new_tensor([local * (total - 1.0)]),
-            )
+                products = target_products(all_codes, targets, place)
+            errors = squared_errors(codes, products)[:, None]
+            pairs = errors.new_tensor([len(codes) * (len(all_codes) - 1.0)])
         else:
-            all_codes = everyone["image_unit"], everyone["text_unit"]
             errors, pairs = class_errors(codes, all_codes, place.start, blocks=self._blocks(fused))
         terms = self._pair_terms(errors, pairs)
-        rows = pairs.new_tensor(float(local))
-        own = (codes[0] * codes[1]).sum(1)
+        rows = codes.new_tensor(float(len(codes)))
+        image, text = codes.chunk(2, dim=1)
+        own = (image * text).sum(1)
         terms["paired"] = Term(self.config.paired_weight * (own - own_target).square().sum(), rows)
         terms["coherence"] = Term(-self.config.coherence_weight * own.sum(), rows)
         return terms

@@ -17,13 +17,13 @@ from torch import Tensor
 class TargetProducts:
     """What errors of local rows need of a symmetric target S and the codes U, V of the global batch."""
 
-    grams: tuple[Tensor, Tensor]  # U'U and V'V, each (L, L)
-    pulls: tuple[Tensor, Tensor]  # the local rows of S U and S V, each (b, L)
+    grams: Tensor  # (L, 2L): U'U and V'V
+    pulls: Tensor  # (b, 2L): the local rows of S U and S V
     squares: Tensor  # (), the sum of squares of the local rows of S
     own: bool  # pairs (i, i) count; else S holds 0 there and they are left out
 
 
-def squared_errors(codes: tuple[Tensor, Tensor], products: TargetProducts) -> Tensor:
+def squared_errors(codes: Tensor, products: TargetProducts) -> Tensor:
     """Sum the squared errors of cosines against targets over pairs of local rows and the global batch.
 
     The gradient is the whole one of the local codes: as rows here, and as columns of the rows of other ranks,
@@ -31,11 +31,11 @@ def squared_errors(codes: tuple[Tensor, Tensor], products: TargetProducts) -> Te
     must enter the loss with one and the same weight.
 
     Args:
-        codes: image and text, each (b, L): the local relaxed codes, rows of unit length.
+        codes: (b, 2L): image and text codes of the local rows, each of unit length.
     Returns:
         (3,): image-image, text-text and image-text.
     """
-    result: Tensor = _SquaredErrors.apply(products, *codes)
+    result: Tensor = _SquaredErrors.apply(products, codes)
     return result
 
 
@@ -43,50 +43,54 @@ class _SquaredErrors(torch.autograd.Function):
     """sum (u_i v_j - S_ij)^2 = sum u_i (V'V) u_i' - 2 u_i (S V)_i' + S_ij^2, each as sums over local rows."""
 
     @staticmethod
-    def forward(ctx: Any, products: TargetProducts, image: Tensor, text: Tensor) -> Tensor:
+    def forward(ctx: Any, products: TargetProducts, codes: Tensor) -> Tensor:
+        rows, length = products.pulls.shape
+        both = codes.view(rows, 2, length // 2)
         sums, errors = [], []
-        for rows, other, which in ((image, image, 0), (text, text, 1), (image, text, 1), (text, image, 0)):
-            # Row i holds the sum over j of (error of the pair) times (code of j).
-            drawn = rows @ products.grams[which]
+        for side in both.unbind(1):
+            # Row i holds the sum over j of (error of the pair) times (code of j), for j of either side.
+            error = torch.addmm(products.pulls, side, products.grams, beta=-1).view_as(both)
             if not products.own:
-                own = (rows * other).sum(1, keepdim=True)
-                drawn = torch.addcmul(drawn, own, other, value=-1)
-            pull = products.pulls[which]
-            sums.append((rows * (drawn - 2 * pull)).sum() + products.squares)
-            errors.append(drawn - pull)
+                own = (both * side[:, None]).sum(2, keepdim=True)
+                error.addcmul_(own, both, value=-1)
+            sums.append(((error - products.pulls.view_as(both)) * side[:, None]).sum((0, 2)))
+            errors.append(error)
         ctx.save_for_backward(*errors)
-        return torch.stack(sums[:3])
+        image, text = sums
+        return torch.stack([image[0], text[1], image[1]]) + products.squares
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        image, text, cross, crossed = ctx.saved_tensors
-        within_image, within_text, across = (2 * outer[0]).unbind()
-        image_grad = 2 * within_image * image + across * cross
-        text_grad = 2 * within_text * text + across * crossed
-        return None, image_grad, text_grad
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        image, text = ctx.saved_tensors
+        within_image, within_text, across = outer.unbind()
+        image_weights = torch.stack([4 * within_image, 2 * across])[:, None]
+        text_weights = torch.stack([2 * across, 4 * within_text])[:, None]
+        grads = (image * image_weights).sum(1), (text * text_weights).sum(1)
+        return None, torch.cat(grads, dim=1)
 
 
-def target_products(
-    codes: tuple[Tensor, Tensor], targets: Iterable[tuple[slice, Tensor]], rows: slice
-) -> TargetProducts:
+def target_products(codes: Tensor, targets: Iterable[tuple[slice, Tensor]], rows: slice) -> TargetProducts:
     """Return the products of codes of the global batch with targets that come in column chunks.
 
     Args:
-        codes: image and text of the global batch, each (B, L).
+        codes: (B, 2L), image and text codes of the global batch.
         targets: columns and the (b, c) targets of the local rows there, which are changed; they cover B once.
         rows: where the local rows stand in the global batch; pairs (i, i) are left out.
     """
-    length = codes[0].shape[1]
-    both = torch.cat(codes, dim=1)
-    pulls = both.new_zeros(rows.stop - rows.start, 2 * length)
-    squares = both.new_zeros(())
+    pulls = codes.new_zeros(rows.stop - rows.start, codes.shape[1])
+    squares = codes.new_zeros(())
     for columns, target in targets:
         target.diagonal(rows.start - columns.start).zero_()
-        pulls.addmm_(target, both[columns])
+        pulls.addmm_(target, codes[columns])
         flat = target.reshape(-1)
-        squares = squares + torch.dot(flat, flat)
-    grams = codes[0].T @ codes[0], codes[1].T @ codes[1]
-    return TargetProducts(grams, (pulls[:, :length], pulls[:, length:]), squares, own=False)
+        squares += torch.dot(flat, flat)
+    return TargetProducts(grams_of(codes), pulls, squares, own=False)
+
+
+def grams_of(codes: Tensor) -> Tensor:
+    """Return (L, 2L): U'U and V'V of (B, 2L) codes."""
+    image, text = codes.chunk(2, dim=1)
+    return torch.cat([image.T @ image, text.T @ text], dim=1)
 
 
 @dataclass(frozen=True)
@@ -99,20 +103,20 @@ class Block:
 
 
 def class_errors(
-    codes: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], start: int, *, blocks: Iterable[Block]
+    codes: Tensor, everyone: Tensor, start: int, *, blocks: Iterable[Block]
 ) -> tuple[Tensor, Tensor]:
     """Sum the squared errors of cosines against targets over each class of pairs of different rows.
 
     Args:
-        codes: image and text, each (b, L): the local relaxed codes, rows of unit length.
-        everyone: the same of the global batch, (B, L), with gradient.
+        codes: (b, 2L): image and text codes of the local rows, each of unit length.
+        everyone: the same of the global batch, (B, 2L), with gradient.
         start: where the local rows stand in the global batch.
         blocks: cover the B columns once.
     Returns:
         (3, classes): image-image, text-text and local image against all texts; and the (classes,) numbers of
         pairs. Pairs (i, i) are left out.
     """
-    sums, counts = _ClassErrors.apply(blocks, start, *codes, *everyone)
+    sums, counts = _ClassErrors.apply(blocks, start, *codes.chunk(2, dim=1), *everyone.chunk(2, dim=1))
     return sums, counts
 
 
