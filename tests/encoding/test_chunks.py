@@ -87,3 +87,30 @@ def test_a_unit_without_rows_has_no_chunk() -> None:
 def test_a_bound_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="max_bytes must be positive, got 0"):
         plan_chunks(UNIT, footer([1]), max_bytes=0)
+
+
+@given(
+    rows=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    cuts=st.lists(st.integers(0, 8), max_size=3),
+    max_bytes=st.integers(1, 3000),
+)
+def test_the_units_of_a_cut_file_tile_its_rows_as_the_file_numbers_them(
+    rows: list[int], cuts: list[int], max_bytes: int
+) -> None:
+    metadata = footer(rows)
+    bounds = sorted({0, len(rows), *(cut for cut in cuts if cut <= len(rows))})
+    covered = []
+    for first, last in itertools.pairwise(bounds):
+        chunks = plan_chunks(UNIT, metadata, max_bytes=max_bytes, row_groups=(first, last))
+        assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+        for chunk in chunks:
+            assert chunk.place == (UNIT.path, first)
+            assert set(chunk.row_groups) <= set(range(first, last))
+            assert chunk.start == sum(rows[: chunk.row_groups[0]]) + chunk.offset
+            covered += range(chunk.start, chunk.stop)
+    assert covered == list(range(sum(rows)))
+
+
+def test_a_range_that_the_file_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"row groups \[1, 4\) of its file, which has 3"):
+        plan_chunks(UNIT, footer([1, 1, 1]), row_groups=(1, 4))

@@ -155,3 +155,36 @@ def test_something_else_in_the_place_of_a_code_file_is_said(tmp_path: Path, stor
     store.write(code_path(IMAGE), b"junk")
     with pytest.raises(RuntimeError, match=r"is damaged .* delete it and run again"):
         find_codes(IMAGE, store)
+
+
+def test_a_file_in_ranges_of_row_groups_gives_the_rows_of_the_file_whole(
+    tmp_path: Path, source: Source, store: Storage
+) -> None:
+    rows = [*good_rows(0, 10), *BAD_ROWS, *good_rows(20, 24)]
+    unit = written(tmp_path, rows, row_group_size=5)
+    whole = open_unit(UnitWork(unit, FILES), source, max_bytes=4000)
+    finish_unit(whole, receipts_of(whole, source), source=source, store=store)
+    expected = {row["row"]: row for row in codes_in(store, TEXT)}
+    parts, read = Storage(tmp_path / "parts"), []
+    for number, limits in enumerate([(0, 2), (2, 3), (3, 6)]):
+        files = tuple(replace(file, address=f"{number}{file.address[1:]}") for file in FILES)
+        work = open_unit(UnitWork(unit, files, limits), source, max_bytes=4000)
+        assert {group for chunk in work.chunks for group in chunk.row_groups} == set(range(*limits))
+        report = finish_unit(work, receipts_of(work, source), source=source, store=parts)
+        assert (report.error, report.place) == ("", ("u.parquet", limits[0]))
+        assert report.files["text"].ledger.read == work.rows
+        read += codes_in(parts, files[1].address)
+    found = {row["row"]: row for row in read}
+    assert found.keys() >= expected.keys()
+    assert {row: found[row] for row in expected} == expected
+    # Of equal keys the first of a unit is kept: here the two rows of this key are in different units.
+    assert [row["key"] for row in read if row["row"] not in expected] == ["good-1"]
+
+
+def test_a_range_that_is_gone_refuses_its_unit(tmp_path: Path, source: Source) -> None:
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 3)), FILES, (0, 2)), source)
+    assert "row groups [0, 2) of its file, which has 1" in work.error
+
+
+def codes_in(store: Storage, address: str) -> list[dict]:
+    return pq.read_table(io.BytesIO(store.read(code_path(address)))).to_pylist()
