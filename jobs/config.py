@@ -23,6 +23,7 @@ OWNERS = {
     "towers": "cmh_models.towers:TowersConfig",
     "train": "pipeline.learning.training:TrainConfig",
     "index": "pipeline.search.indexing:IndexConfig",
+    "gate": "pipeline.quality.gate:GateConfig",
 }
 """Sections that are plain mappings here, and the model that checks each of them."""
 
@@ -107,7 +108,7 @@ class ResourcesConfig(Section):
 
 
 class Config(Section):
-    """The whole of a run's settings. `method`, `towers`, `train` and `index` are checked by their owners."""
+    """The whole of a run's settings. Sections that are plain mappings here are checked by their owners."""
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -118,6 +119,7 @@ class Config(Section):
     encode: EncodeConfig = EncodeConfig()
     index: dict[str, Any] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
+    gate: dict[str, Any] = {}
     store: StoreConfig = StoreConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
