@@ -1,21 +1,30 @@
 """The parts of a release: which it needs, and how each is made from the code files of a store.
 
-A part's address covers its members, so what an earlier release or an ended run left is taken as it is.
-keys.arrow is written first, the FAISS file last: where it stands, the part is whole.
+A part's address covers its members and its quantiser, so what an earlier release or an ended run left is
+taken as it is. keys.arrow is written first, the FAISS file last: where it stands, the part is whole.
 """
 
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.releases.addresses import code_path, part_address, part_keys_path, part_path, sha256
-from pipeline.releases.manifest import PARTS, ManifestError
+from pipeline.releases.addresses import code_path, part_address, part_keys_path, part_path
+from pipeline.releases.manifest import PARTS, ManifestError, code_file
 from pipeline.releases.storage import Storage
-from pipeline.search.indexing import KEYS_VERSION, IndexConfig, build_part, count_rows, plan_parts
+from pipeline.search.assembly import Need, assemble, memory_need
+from pipeline.search.families import parse_recipe
+from pipeline.search.indexing import IndexConfig, plan_parts
+from pipeline.search.partfiles import KEYS_VERSION
+from pipeline.search.parts import read_index, read_keys
+from pipeline.search.quantisers import open_quantiser
 
 REQUESTS = 16
 """Threads that wait for the storage while it looks for parts."""
@@ -28,27 +37,59 @@ class PartPlan:
     side: str
     ordinal: int
     address: str
-    members: tuple[tuple[str, str], ...]  # (unit path, code address), in order
+    members: tuple[tuple[str, str], ...]  # (unit, code address), in order
     rows: int
     sha256s: tuple[str, ...]  # of the members' code files
+    recipe: str = "BFlat"
+    quantiser: str | None = None  # digest
+    code_bytes: int = 0  # of the members' code files
+    memory: int = 4 << 30  # bytes that its build may take
+
+    def need(self, code_size: int) -> Need:
+        """Estimate the memory that the build takes."""
+        return memory_need(self.rows, self.code_bytes, parse_recipe(self.recipe), code_size=code_size)
 
 
-def plan_release_parts(units: pa.Table, config: IndexConfig) -> list[PartPlan]:
+def unit_name(row: Mapping[str, Any]) -> str:
+    """Return what names a unit in its part: the path of its file, and its row groups if it is a range."""
+    if row["first_row_group"] is None:
+        return str(row["path"])
+    return f"{row['path']}[{row['first_row_group']}:{row['last_row_group']}]"
+
+
+def plan_release_parts(
+    units: pa.Table, config: IndexConfig, quantisers: Mapping[str, str] | None = None
+) -> list[PartPlan]:
     """Return the parts of a release, side by side and in order; units without a code are in none.
 
     Args:
         units: table `units` of the release.
+        quantisers: side -> digest, for a recipe with inverted lists.
     """
     plans = []
     for side in sorted(pc.unique(units["side"]).to_pylist()):
         coded = pc.and_(pc.equal(units["side"], side), pc.greater(units["encoded"], 0))
-        mine = {row["path"]: row for row in units.filter(coded).to_pylist()}
-        for ordinal, paths in enumerate(plan_parts(mine, boundary=config.part_boundary)):
-            members = tuple((path, mine[path]["code"]) for path in paths)
-            address = part_address(members, side, recipe={"index": config.recipe, "keys": KEYS_VERSION})
-            rows = sum(mine[path]["encoded"] for path in paths)
-            sums = tuple(mine[path]["code_sha256"] for path in paths)
-            plans.append(PartPlan(side, ordinal, address, members, rows, sums))
+        mine = {unit_name(row): row for row in units.filter(coded).to_pylist()}
+        quantiser = (quantisers or {}).get(side)
+        inputs = {"index": config.recipe, "keys": KEYS_VERSION} | (
+            {"quantiser": quantiser} if quantiser else {}
+        )
+        for ordinal, names in enumerate(plan_parts(mine, boundary=config.part_boundary)):
+            members = tuple((name, code_file(mine[name])) for name in names)
+            plans.append(
+                PartPlan(
+                    side=side,
+                    ordinal=ordinal,
+                    address=part_address(members, side, recipe=inputs),
+                    members=members,
+                    rows=sum(mine[name]["encoded"] for name in names),
+                    sha256s=tuple(mine[name]["code_sha256"] for name in names),
+                    recipe=config.recipe,
+                    quantiser=quantiser,
+                    code_bytes=sum(mine[name]["code_bytes"] or 0 for name in names),
+                    memory=config.max_memory,
+                )
+            )
     return plans
 
 
@@ -57,6 +98,32 @@ def reuse_parts(plans: list[PartPlan], parent_parts: pa.Table) -> tuple[list[dic
     known = {row["part"]: row for row in parent_parts.to_pylist()}
     rows = [known[plan.address] | {"ordinal": plan.ordinal} for plan in plans if plan.address in known]
     return rows, [plan for plan in plans if plan.address not in known]
+
+
+def share_memory(
+    plans: list[PartPlan], *, max_memory: int, code_size: int, at_once: int
+) -> tuple[list[PartPlan], int]:
+    """Return the plans with the memory that each build may take, and how many may be built at once.
+
+    As many parts are built side by side as there are workers and as fit with all their rows sorted at once;
+    a part that does not fit alone is sorted in pieces.
+
+    Raises:
+        ValueError: what the build of one part holds in any case is more than the memory.
+    """
+    if not plans:
+        return [], 1
+    needs = [plan.need(code_size) for plan in plans]
+    for plan, need in zip(plans, needs, strict=True):
+        if need.least > max_memory:
+            raise ValueError(
+                f"index.max_memory is {max_memory} bytes, part {plan.ordinal} of side {plan.side} "
+                f"({plan.rows} rows, {plan.recipe}) takes {need.least} at least; raise it, or lower "
+                "index.part_boundary"
+            )
+    count = max(1, min(at_once, len(plans), max_memory // max(need.most for need in needs)))
+    share = max_memory // count
+    return [replace(plan, memory=share) for plan in plans], count
 
 
 def standing_parts(parent_parts: pa.Table, storage: Storage) -> pa.Table:
@@ -73,8 +140,10 @@ def standing_parts(parent_parts: pa.Table, storage: Storage) -> pa.Table:
         return parent_parts.filter(pa.array(list(pool.map(stands, parent_parts.to_pylist())), pa.bool_()))
 
 
-def make_part(plan: PartPlan, storage: Storage, *, recipe: str) -> dict[str, Any]:
+def make_part(plan: PartPlan, storage: Storage) -> dict[str, Any]:
     """Build a part from its code files, unless it stands in the store, and return its row of `parts`.
+
+    Files are spilled to the folder for temporary files (TMPDIR), about twice the size of the part.
 
     Raises:
         ValueError: the code files do not belong together.
@@ -82,32 +151,23 @@ def make_part(plan: PartPlan, storage: Storage, *, recipe: str) -> dict[str, Any
         ManifestError: a code file is not the one that the release names, or what stands is no such part.
         RuntimeError: the files do not hold as many codes as the release counts.
     """
-    index_name, keys_name = part_path(plan.address), part_keys_path(plan.address)
-    if storage.exists(index_name) and storage.exists(keys_name):
-        index, keys = storage.read(index_name), storage.read(keys_name)
-        _check_standing(plan, storage, index=index, keys=keys)
-    else:
-        codes = {
-            path: _read_codes(storage, code, unit=path, expected=expected)
-            for (path, code), expected in zip(plan.members, plan.sha256s, strict=True)
+    with tempfile.TemporaryDirectory(prefix="hashfleet-part-") as name:
+        folder = Path(name)
+        if storage.exists(part_path(plan.address)) and storage.exists(part_keys_path(plan.address)):
+            files = _standing(plan, storage, folder)
+        else:
+            files = _make(plan, storage, folder)
+        return {
+            "side": plan.side,
+            "ordinal": plan.ordinal,
+            "part": plan.address,
+            "units": len(plan.members),
+            "rows": plan.rows,
+            "index_sha256": _sha256(files[0]),
+            "index_bytes": files[0].stat().st_size,
+            "keys_sha256": _sha256(files[1]),
+            "keys_bytes": files[1].stat().st_size,
         }
-        made = build_part(codes, recipe=recipe)
-        if made.rows != plan.rows:
-            raise RuntimeError(
-                f"part {plan.address}: its code files hold {made.rows} rows, the release counts {plan.rows}"
-            )
-        keys, index = _create(storage, keys_name, made.keys), _create(storage, index_name, made.index)
-    return {
-        "side": plan.side,
-        "ordinal": plan.ordinal,
-        "part": plan.address,
-        "units": len(plan.members),
-        "rows": plan.rows,
-        "index_sha256": sha256(index),
-        "index_bytes": len(index),
-        "keys_sha256": sha256(keys),
-        "keys_bytes": len(keys),
-    }
 
 
 def parts_table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -115,38 +175,86 @@ def parts_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PARTS).sort_by([("side", "ascending"), ("ordinal", "ascending")])
 
 
-def _read_codes(storage: Storage, address: str, *, unit: str, expected: str) -> pa.Table:
-    path = code_path(address)
-    mend = "`hashfleet encode` under a new store.channel makes again what the store lacks"
-    try:
-        data = storage.read(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{storage.where(path)} is missing: the codes of unit {unit}; restore it, or: {mend}"
-        ) from error
-    if sha256(data) != expected:
-        raise ManifestError(
-            f"{storage.where(path)} is damaged: its sha256 is {sha256(data)}, the release names {expected} "
-            f"for unit {unit}; restore it, or delete it: {mend}"
+def _make(plan: PartPlan, storage: Storage, folder: Path) -> tuple[Path, Path]:
+    quantiser = open_quantiser(plan.quantiser, storage) if plan.quantiser else None
+    with _code_files(plan, storage, folder) as files:
+        index, keys, rows = assemble(
+            files, plan.recipe, quantiser=quantiser, folder=folder, memory=plan.memory
         )
-    return pq.read_table(pa.BufferReader(data), columns=["id", "key", "row", "code"])
+    if rows != plan.rows:
+        raise RuntimeError(
+            f"part {plan.address}: its code files hold {rows} rows, the release counts {plan.rows}"
+        )
+    keys = _put(storage, keys, part_keys_path(plan.address), folder)
+    return _put(storage, index, part_path(plan.address), folder), keys
 
 
-def _check_standing(plan: PartPlan, storage: Storage, *, index: bytes, keys: bytes) -> None:
-    """Check that the files of a part that stands hold as many codes and keys as the release counts."""
+def _put(storage: Storage, file: Path, path: str, folder: Path) -> Path:
+    """Put a file; what stands there already is what counts."""
+    if storage.exists(path):
+        return _fetched(storage, path, folder / "standing")
+    storage.upload(file, path)
+    return file
+
+
+@contextmanager
+def _code_files(plan: PartPlan, storage: Storage, folder: Path) -> Iterator[dict[str, Path]]:
+    """Give the checked code files of a part: those of a local store where they lie, others as copies."""
+    copies = folder / "codes"
+    files = {}
+    for (unit, code), expected in zip(plan.members, plan.sha256s, strict=True):
+        path = code_path(code)
+        files[unit] = _fetched(storage, path, copies)
+        found = _sha256(files[unit]) if files[unit].is_file() else ""
+        mend = "`hashfleet encode` under a new store.channel makes again what the store lacks"
+        if not found:
+            raise FileNotFoundError(
+                f"{storage.where(path)} is missing: the codes of unit {unit}; restore it, or: {mend}"
+            )
+        if found != expected:
+            raise ManifestError(
+                f"{storage.where(path)} is damaged: its sha256 is {found}, the release names {expected} "
+                f"for unit {unit}; restore it, or delete it: {mend}"
+            )
+    yield files
+    for copy in copies.glob("*"):
+        copy.unlink()
+
+
+def _fetched(storage: Storage, path: str, folder: Path) -> Path:
+    """Return the file itself on a local store, else a copy; where there is none, a path without a file."""
+    local = storage.local(path)
+    if local is not None:
+        return local
+    copy = folder / Path(path).name
     try:
-        counts = count_rows(index, keys)
-    except ValueError as error:
+        storage.download(path, copy)
+    except FileNotFoundError:
+        return copy
+    return copy
+
+
+def _standing(plan: PartPlan, storage: Storage, folder: Path) -> tuple[Path, Path]:
+    """Return the files of a part that stands, if they hold as many codes and keys as the release counts."""
+    names = part_path(plan.address), part_keys_path(plan.address)
+    index, keys = (_fetched(storage, name, folder) for name in names)
+    try:
+        counts = (
+            read_index(index, storage.where(names[0])).ntotal,
+            len(read_keys(keys, storage.where(names[1]))),
+        )
+    except ManifestError as error:
         raise ManifestError(
-            f"{storage.where(part_path(plan.address))} is damaged ({error}); delete it and run again"
+            f"{storage.where(names[0])} or its keys is damaged ({error}); delete both and run again"
         ) from error
     if counts != (plan.rows, plan.rows):
         raise ManifestError(
-            f"{storage.where(part_path(plan.address))} and its keys hold {counts[0]} and {counts[1]} rows, "
+            f"{storage.where(names[0])} and its keys hold {counts[0]} and {counts[1]} rows, "
             f"the release counts {plan.rows}; delete both and run again"
         )
+    return index, keys
 
 
-def _create(storage: Storage, path: str, data: bytes) -> bytes:
-    """Put a file; what stands there already is what counts."""
-    return data if storage.create(path, data) else storage.read(path)
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

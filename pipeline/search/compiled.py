@@ -6,6 +6,7 @@ k-th distance goes from part to part as the limit of the next, so many parts cos
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ _WORKSPACE = 64 << 20  # bytes that one thread may need for them
 _THREAD_WORK = 1 << 21  # 64-bit comparisons worth a thread: about ten times the cost of starting one
 
 Result = TypeVar("Result")
+Visits = tuple[np.ndarray, np.ndarray]
 _Hit = tuple[int, int, int]  # distance, id, place
 
 
@@ -58,9 +60,9 @@ class _Task(NamedTuple):
 
 def nearest(parts: Sequence[Part], codes: np.ndarray, k: int, *, threads: int) -> Nearest:
     """Find the k rows nearest to each query."""
-    words = _words(codes)
-    tasks = _tasks(_views(parts), words, threads=threads)
-    rankings = _run(lambda task: _rank(parts, task, words[task.queries], k=k), tasks)
+    asked = words(codes)
+    tasks = _tasks(_views(parts), asked, threads=threads)
+    rankings = _run(lambda task: _rank(parts, task, asked[task.queries], k=k), tasks)
     by_rows = tasks[0].queries == tasks[-1].queries
     best = merge(parts, rankings, k=k) if by_rows else _joined(rankings)
     part, row = (best.places >> PART).astype(np.int32), best.places & ROW
@@ -69,12 +71,12 @@ def nearest(parts: Sequence[Part], codes: np.ndarray, k: int, *, threads: int) -
 
 def within(parts: Sequence[Part], codes: np.ndarray, radius: int, *, threads: int) -> Within:
     """Find the rows at most `radius` away from each query."""
-    words = _words(codes)
+    asked = words(codes)
 
     def collect(task: _Task) -> list[Found]:
-        return [_collect(span, words, task.queries, limit=radius + 1) for span in task.spans]
+        return [_collect(span, asked, task.queries, limit=radius + 1) for span in task.spans]
 
-    pieces = _run(collect, _tasks(_views(parts), words, threads=threads))
+    pieces = _run(collect, _tasks(_views(parts), asked, threads=threads))
     return sort_within(parts, [piece for found in pieces for piece in found], queries=len(codes))
 
 
@@ -93,7 +95,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _words(codes: np.ndarray) -> np.ndarray:
+def words(codes: np.ndarray) -> np.ndarray:
     """Return (Q, ceil(S / 8)) uint64: packed codes, padded with zeros to whole words."""
     padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
     padded[:, : codes.shape[1]] = codes
@@ -141,7 +143,7 @@ def _rank(parts: Sequence[Part], task: _Task, words: np.ndarray, *, k: int) -> R
     blocks = []
     for start in range(0, max(len(words), 1), step):
         block = words[start : start + step]
-        work = _Work(parts, _new_candidates(len(block), capacity, bits=bits), k=k)
+        work = _Work(parts, new_candidates(len(block), capacity, bits=bits), k=k)
         for span in task.spans:
             work.search(span, block)
         blocks.append(work.best())
@@ -154,13 +156,11 @@ class _Work:
     def __init__(self, parts: Sequence[Part], candidates: Candidates, *, k: int) -> None:
         self.parts, self.candidates, self.k = parts, candidates, k
         self.capacity = candidates.places.shape[1]
-        self.ids = np.zeros(len(parts), np.int64)  # addresses; the views of the parts keep them alive
         self.ranked: list[Ranking] = []
 
     def search(self, span: _Span, words: np.ndarray) -> None:
         """Look for candidates in a span; rank those there are first, where room is short."""
         view = span.view
-        self.ids[view.number] = view.ids.ctypes.data
         if kernels.open_part(self.candidates) + min(2 * self.k + 1, span.rows) > self.capacity:
             self.ranked = [self.best()]
         kernels.search_part(view.codes, span.numbers, words, self.candidates, self.k)
@@ -168,17 +168,25 @@ class _Work:
     def best(self) -> Ranking:
         """Return the first k of all so far; no candidates are left."""
         kernels.open_part(self.candidates)
-        best, line = new_ranking(len(self.candidates.filled), self.k), new_ranking(1, self.capacity)
-        undecided = np.zeros(len(best.filled), np.bool_)
-        ranking.rank_candidates(self.candidates, self.ids, best, line, undecided)
-        for query in np.flatnonzero(undecided).tolist():
-            count = self.candidates.filled[query]
-            distances = self.candidates.distances[query, :count].tolist()
-            places = self.candidates.places[query, :count].tolist()
-            ids = [int(self.parts[place >> PART].ids[place & ROW]) for place in places]
-            _rank_by_key(self.parts, list(zip(distances, ids, places, strict=True)), best, query=query)
+        best = rank(self.parts, self.candidates, self.k)
         self.candidates.filled[:] = self.candidates.start[:] = 0
         return merge(self.parts, [*self.ranked, best], k=self.k)
+
+
+def rank(parts: Sequence[Part], candidates: Candidates, k: int) -> Ranking:
+    """Return the first k candidates of every query; lines are sorted by place, part by part."""
+    arrays = [np.ascontiguousarray(part.ids) for part in parts]  # alive as long as their addresses are used
+    ids = np.array([array.ctypes.data for array in arrays], np.int64)
+    best, line = new_ranking(len(candidates.filled), k), new_ranking(1, candidates.places.shape[1])
+    undecided = np.zeros(len(best.filled), np.bool_)
+    ranking.rank_candidates(candidates, ids, best, line, undecided)
+    for query in np.flatnonzero(undecided).tolist():
+        count = candidates.filled[query]
+        distances = candidates.distances[query, :count].tolist()
+        places = candidates.places[query, :count].tolist()
+        found = [int(arrays[place >> PART][place & ROW]) for place in places]
+        _rank_by_key(parts, list(zip(distances, found, places, strict=True)), best, query=query)
+    return best
 
 
 def merge(parts: Sequence[Part], rankings: list[Ranking], *, k: int) -> Ranking:
@@ -227,7 +235,7 @@ def new_ranking(queries: int, k: int) -> Ranking:
     )
 
 
-def _new_candidates(queries: int, capacity: int, *, bits: int) -> Candidates:
+def new_candidates(queries: int, capacity: int, *, bits: int) -> Candidates:
     return Candidates(
         cut=np.full(queries, bits + 1, np.int64),
         nearer=np.zeros(queries, np.int64),
@@ -243,10 +251,25 @@ def _new_candidates(queries: int, capacity: int, *, bits: int) -> Candidates:
 def _collect(span: _Span, words: np.ndarray, queries: slice, *, limit: int) -> Found:
     """Return the rows of a span nearer than `limit`: counted first, so that memory is that of the answer."""
     block, view = words[queries], span.view
-    counts = np.zeros(len(block), np.int64)
-    kernels.count_within(view.codes, span.numbers, block, limit, counts)
+    size = view.codes.shape[1]
+    columns = (view.codes.ctypes.data + span.first * size, 0, view.number << PART | span.first, span.rows)
+    lists = kernels.Lists(size, *(np.array([value], np.int64) for value in columns))
+    visits = np.array([0, len(block)]), np.arange(len(block))
+    found = collect(lists, visits, block, limits=np.full(len(block), limit))
+    return replace(found, query=found.query + queries.start)
+
+
+def collect(lists: kernels.Lists, visits: Visits, words: np.ndarray, *, limits: np.ndarray) -> Found:
+    """Return the rows, of the lists that a query visits, that are nearer than its limit.
+
+    Args:
+        visits: (L + 1,) limits, and the queries that visit each list, list after list.
+        limits: (Q,) int64.
+    """
+    counts = np.zeros(len(words), np.int64)
+    kernels.count_lists(lists, visits, words, limits, counts)
     ends = np.cumsum(counts)
     distances, places = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.int64)
-    kernels.collect_within(view.codes, span.numbers, block, limit, (ends - counts, distances, places))
-    query = np.repeat(np.arange(len(block)) + queries.start, counts)
-    return Found.in_part(view.number, query=query, distance=distances, row=places & ROW)
+    kernels.collect_lists(lists, visits, words, limits, (ends - counts, distances, places))
+    query = np.repeat(np.arange(len(words)), counts)
+    return Found(query, distances, (places >> PART).astype(np.int32), places & ROW)

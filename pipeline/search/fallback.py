@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.codes import hamming
-from pipeline.search.order import Found, Nearest, Within, sort_found, sort_within
+from pipeline.search.order import Found, Nearest, Within, first_of, sort_within
 from pipeline.search.parts import Part
 
 _BEYOND = 16  # rows fetched past k: most ties at the cut then end within them
@@ -22,12 +22,7 @@ def nearest(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
     width = sum(min(part.rows, k + _BEYOND) for part in parts)
     step = max(1, _CANDIDATES // width)
     blocks = [_block(parts, codes[start : start + step], k) for start in range(0, max(len(codes), 1), step)]
-    return Nearest(
-        np.concatenate([block.distances for block in blocks]),
-        np.concatenate([block.ids for block in blocks]),
-        np.concatenate([block.part for block in blocks]),
-        np.concatenate([block.row for block in blocks]),
-    )
+    return Nearest.joined(blocks)
 
 
 def within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Within:
@@ -35,18 +30,33 @@ def within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Within:
     return sort_within(parts, list(_within(parts, codes, radius)), queries=len(codes))
 
 
+def visit(parts: Sequence[Part], codes: np.ndarray, k: int, *, chosen: np.ndarray) -> Nearest:
+    """Find the k rows nearest to each query in the inverted lists that it visits, one query at a time."""
+    pieces: list[Found] = []
+    for number, part in enumerate(parts):
+        for query, lists in enumerate(chosen):
+            rows = part.rows_in(lists)
+            distances = hamming(codes[query : query + 1], part.codes_of(rows))[0]
+            if len(rows) > k:
+                near = distances <= np.partition(distances, k - 1)[k - 1]
+                rows, distances = rows[near], distances[near]
+            asked = np.full(len(rows), query)
+            pieces.append(Found.in_part(number, query=asked, distance=distances, row=rows))
+    return first_of(parts, Found.joined(pieces), queries=len(codes), k=k)
+
+
 def _within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Iterator[Found]:
     step = max(1, _DISTANCES // max(len(codes), 1))
     for number, part in enumerate(parts):
         for first in range(0, part.rows, step):
-            distances = hamming(codes, part.codes[first : first + step])
+            distances = hamming(codes, part.codes_of(np.arange(first, min(first + step, part.rows))))
             query, row = np.nonzero(distances <= radius)
             yield Found.in_part(number, query=query, distance=distances[query, row], row=first + row)
 
 
 def _block(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
     fetched = [
-        (number, *part.index.search(codes, min(part.rows, k + _BEYOND)))
+        (number, *part.flat.search(codes, min(part.rows, k + _BEYOND)))
         for number, part in enumerate(parts)
         if part.rows
     ]
@@ -65,7 +75,7 @@ def _block(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
             first = _first_at(parts[number], codes[tied], last=last, distance=int(cut[tied]))[:k]
             query = np.full(len(first), tied)
             pieces.append(Found.in_part(number, query=query, distance=cut[tied], row=first))
-    return _cut(parts, Found.joined(pieces), queries=len(codes), k=k)
+    return first_of(parts, Found.joined(pieces), queries=len(codes), k=k)
 
 
 def _first_at(part: Part, code: np.ndarray, *, last: int, distance: int) -> np.ndarray:
@@ -76,11 +86,3 @@ def _first_at(part: Part, code: np.ndarray, *, last: int, distance: int) -> np.n
     """
     distances = hamming(code[None], part.codes[: last + 1])[0]
     return np.flatnonzero(distances == distance)
-
-
-def _cut(parts: Sequence[Part], found: Found, *, queries: int, k: int) -> Nearest:
-    """Order the candidates of every query and keep the first k."""
-    ids, order = sort_found(parts, found)
-    starts = np.searchsorted(found.query[order], np.arange(queries))
-    kept = order[starts[:, None] + np.arange(k)]
-    return Nearest(found.distance[kept], ids[kept], found.part[kept], found.row[kept])

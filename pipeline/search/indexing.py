@@ -5,43 +5,65 @@ with one row for each row of the index. Both hold the rows in (id, key) order an
 code files: the same inputs give the same bytes. Nothing here reads or writes a store.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-RECIPES = ("BFlat",)
-KEYS_VERSION = 1
-KEYS_SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("key", pa.large_string()),  # 64-bit offsets: the keys of one part may exceed 2 GiB
-        ("unit", pa.dictionary(pa.int32(), pa.string())),
-        ("row", pa.int64()),
-    ]
-)
-_COLUMNS = ("id", "key", "row", "code")
+from pipeline.search.families import Effort, parse_recipe
+from pipeline.search.partfiles import KEYS_VERSION, PartRecipe, PartWriter
+from pipeline.search.quantisers import Quantiser
+
+AUTO = "auto"
+SETTINGS = {"ivf": "nprobe", "hnsw": "ef_search", "hash": "nflip", "multihash": "nflip"}
+"""The setting of each kind of family that says how much of it a search looks at."""
+COLUMNS = ("id", "key", "row", "code")
 _ONE_VALUE_PER_PART = ("side", "fingerprint", "code_length", "bit_order", "packer_version")
 
 
 class IndexConfig(BaseModel):
-    """How parts are cut and which FAISS index each of them is."""
+    """How parts are cut, which FAISS index each of them is, and how much of it a search looks at."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    recipe: str = "BFlat"  # a FAISS factory string
+    recipe: str = "BFlat"  # a FAISS factory string; auto: measured on the first night, then kept
     part_boundary: int = Field(default=64, ge=1)  # units per part on average; 1 makes every unit its own part
+    nprobe: int = Field(default=16, ge=1)  # BIVF: lists that a query visits
+    nflip: int = Field(default=1, ge=0)  # BHash: bits of a hash in which a row may differ
+    ef_search: int = Field(default=64, ge=1)  # BHNSW: nodes that a query keeps in sight
+    max_memory: int = Field(default=4 << 30, ge=64 << 20)  # bytes that builds of parts may take together
+    quantiser_seed: int = 0
+    retrain: bool = False  # train the coarse quantisers anew, though the towers are the same
+    target_recall: float = Field(default=0.95, gt=0, le=1)  # auto: of the 10 nearest, ties counted as hits
+    target_ms: float | None = Field(
+        default=None, gt=0
+    )  # auto: time of a query; recall is then the best for it
+    target_bytes: int | None = Field(default=None, ge=1)  # auto: memory that the index of a side may take
+    sample_rows: int = Field(default=1_000_000, ge=1000)  # auto: codes of a side that are measured
 
     @field_validator("recipe")
     @classmethod
     def _known(cls, recipe: str) -> str:
-        if recipe not in RECIPES:
-            raise ValueError(f"must be one of {', '.join(RECIPES)} in this version")
+        if recipe != AUTO:
+            parse_recipe(recipe)
         return recipe
+
+    @property
+    def effort(self) -> Effort:
+        """How much of an index a search looks at."""
+        return Effort(nprobe=self.nprobe, nflip=self.nflip, ef_search=self.ef_search)
+
+    def of_release(self) -> dict[str, Any]:
+        """Return what a release says of its index: what its parts and answers depend on."""
+        setting = None if self.recipe == AUTO else SETTINGS.get(parse_recipe(self.recipe).kind)
+        names = ["recipe", "part_boundary", *([setting] if setting else [])]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -81,122 +103,96 @@ def plan_parts(units: Iterable[str], *, boundary: int) -> list[tuple[str, ...]]:
     return [*parts, tuple(open_part)] if open_part else parts
 
 
-def build_part(codes: Mapping[str, pa.Table], *, recipe: str = "BFlat") -> PartFiles:
-    """Build the two files of one part.
+def build_part(
+    codes: Mapping[str, pa.Table], *, recipe: str = "BFlat", quantiser: Quantiser | None = None
+) -> PartFiles:
+    """Build the two files of one part in memory.
 
     Args:
         codes: the code table of every unit of the part, by unit path. Tables without rows are fine, a part
             without any row too.
+        quantiser: of a recipe with inverted lists.
     Returns:
         the bytes of the FAISS file and of keys.arrow, whose row n describes row n of the index.
     Raises:
         ValueError: no units, an unknown recipe, a table without the columns of a code file, or tables that
             differ in side, fingerprint, code length or packing; the unit is named.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown index recipe {recipe!r}; known: {', '.join(RECIPES)}")
+    family = parse_recipe(recipe)
     if not codes:
         raise ValueError("a part needs at least one unit, got none")
     units = sorted(codes)
-    size = _code_size(codes)
-    metadata = _part_metadata(codes) | {
-        "hashfleet.keys_version": str(KEYS_VERSION),
-        "hashfleet.recipe": recipe,
-    }
-    rows = _merge(units, codes)
-    index = faiss.IndexBinaryFlat(8 * size)
-    index.add(_code_matrix(rows["code"], size))
-    keys = _keys_table(rows, units).replace_schema_metadata(metadata)
-    return PartFiles(faiss.serialize_index_binary(index).tobytes(), _ipc_bytes(keys), rows.num_rows)
+    kind = CodeKind()
+    for unit in units:
+        kind = kind.joined(unit, codes[unit].schema)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = PartWriter(Path(folder), PartRecipe(family, kind.code_size, quantiser))
+        writer.add(merge([numbered(codes[unit], number) for number, unit in enumerate(units)]))
+        index, keys = writer.finish(units, kind.metadata(recipe))
+        return PartFiles(index.read_bytes(), keys.read_bytes(), writer.rows)
 
 
-def count_rows(index: bytes, keys: bytes) -> tuple[int, int]:
-    """Return the rows of the two files of a part.
+@dataclass(frozen=True)
+class CodeKind:
+    """What the code files of one part have in common."""
 
-    Raises:
-        ValueError: one of them is not what it should be.
-    """
-    try:
-        codes = faiss.deserialize_index_binary(np.frombuffer(index, np.uint8)).ntotal
-    except RuntimeError as error:
-        raise ValueError("FAISS cannot read it") from error
-    return codes, pa.ipc.open_file(pa.BufferReader(keys)).read_all().num_rows
+    code_size: int = 0
+    unit: str = ""  # the first of them
+    shared: Mapping[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # metadata -> value, unit that says so
 
+    def joined(self, unit: str, schema: pa.Schema) -> "CodeKind":
+        """Return what those so far have in common with one more.
 
-def _path_hash(path: str) -> int:
-    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "big")
-
-
-def _code_size(codes: Mapping[str, pa.Table]) -> int:
-    """Return the one code size of all tables."""
-    first_unit, size = "", 0
-    for unit, table in sorted(codes.items()):
-        missing = [name for name in _COLUMNS if name not in table.column_names]
+        Raises:
+            ValueError: it lacks a column, or is of another kind.
+        """
+        missing = [name for name in COLUMNS if name not in schema.names]
         if missing:
-            raise ValueError(
-                f"codes of {unit}: no column {missing[0]!r}; found: {', '.join(table.column_names)}"
-            )
-        kind = table.schema.field("code").type
+            raise ValueError(f"codes of {unit}: no column {missing[0]!r}; found: {', '.join(schema.names)}")
+        kind = schema.field("code").type
         if not pa.types.is_fixed_size_binary(kind) or kind.byte_width < 1:
             raise ValueError(f"codes of {unit}: column 'code' must be fixed_size_binary, got {kind}")
-        if size and kind.byte_width != size:
+        if self.code_size and kind.byte_width != self.code_size:
             raise ValueError(
-                f"codes of {unit} have {8 * kind.byte_width} bits, those of {first_unit} {8 * size}; "
-                "one part holds one code length"
+                f"codes of {unit} have {8 * kind.byte_width} bits, those of {self.unit} "
+                f"{8 * self.code_size}; one part holds one code length"
             )
-        first_unit, size = first_unit or unit, kind.byte_width
-    return size
-
-
-def _part_metadata(codes: Mapping[str, pa.Table]) -> dict[str, str]:
-    """Return what all code files say of themselves; they must agree."""
-    shared: dict[str, str] = {}
-    origin: dict[str, str] = {}
-    for unit, table in sorted(codes.items()):
-        metadata = table.schema.metadata or {}
+        shared = dict(self.shared)
         for name in _ONE_VALUE_PER_PART:
-            key = f"hashfleet.{name}"
-            if key.encode() not in metadata:
+            value = (schema.metadata or {}).get(f"hashfleet.{name}".encode())
+            if value is None:
                 continue
-            value = metadata[key.encode()].decode()
-            if shared.setdefault(key, value) != value:
+            before, first = shared.setdefault(name, (value.decode(), unit))
+            if before != value.decode():
                 raise ValueError(
-                    f"codes of {unit} have {name} {value}, those of {origin[key]} {shared[key]}; "
+                    f"codes of {unit} have {name} {value.decode()}, those of {first} {before}; "
                     "one part holds one kind of code"
                 )
-            origin.setdefault(key, unit)
-    return shared
+        return CodeKind(kind.byte_width, self.unit or unit, shared)
+
+    def metadata(self, recipe: str) -> dict[str, str]:
+        """Return what keys.arrow says of its part."""
+        shared = {f"hashfleet.{name}": value for name, (value, _) in self.shared.items()}
+        return shared | {"hashfleet.keys_version": str(KEYS_VERSION), "hashfleet.recipe": recipe}
 
 
-def _merge(units: list[str], codes: Mapping[str, pa.Table]) -> pa.Table:
-    """Return all rows in (id, key) order; of rows with the same key, the lower unit path and row first."""
-    tables = [
-        codes[unit]
-        .select(_COLUMNS)
-        .set_column(1, "key", codes[unit]["key"].cast(pa.large_string()))
-        .append_column("unit", pa.array(np.full(codes[unit].num_rows, number, np.int32)))
+def numbered(codes: pa.Table, unit: int) -> pa.Table:
+    """Return the columns of a code table that a part takes, with the number of its unit."""
+    return (
+        codes.select(COLUMNS)
+        .set_column(1, "key", codes["key"].cast(pa.large_string()))
+        .append_column("unit", pa.array(np.full(codes.num_rows, unit, np.int32)))
         .replace_schema_metadata(None)
-        for number, unit in enumerate(units)
-    ]
+    )
+
+
+def merge(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return all rows in (id, key) order; of rows with the same key, the lower unit number and row first."""
     order = [(name, "ascending") for name in ("id", "key", "unit", "row")]
     return pa.concat_tables(tables).sort_by(order).combine_chunks()
 
 
-def _code_matrix(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """Return fixed-size binary values as (N, size) uint8."""
-    array = column.combine_chunks()
-    values = np.frombuffer(array.buffers()[1] or b"", np.uint8)
-    return values[array.offset * size : (array.offset + len(array)) * size].reshape(-1, size)
-
-
-def _keys_table(rows: pa.Table, units: list[str]) -> pa.Table:
-    unit = pa.DictionaryArray.from_arrays(rows["unit"].combine_chunks(), pa.array(units, pa.string()))
-    return pa.table([rows["id"], rows["key"], unit, rows["row"]], schema=KEYS_SCHEMA)
-
-
-def _ipc_bytes(table: pa.Table) -> bytes:
-    """Write one record batch, uncompressed, so that a reader maps it and looks rows up without a copy."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+def _path_hash(path: str) -> int:
+    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "big")

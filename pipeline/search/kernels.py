@@ -12,19 +12,34 @@ compiled in other files, whose changes numba's cache would not see.
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from pipeline.search.ranking import PART, Candidates, compiled, inlined, instruction
+from pipeline.search.instructions import (
+    LANES,
+    distance_at,
+    load_byte,
+    load_entry,
+    load_word,
+    popcount,
+    test_rows,
+)
+from pipeline.search.ranking import PART, ROW, Candidates, compiled, inlined
 
-LANES = 32  # rows per test; 64 is no faster with AVX-512 and slower with AVX2, which has half the registers
+INSTRUCTIONS = "2c07e576078f4733"  # digest of instructions.py, whose changes numba would not see
 BLOCK_BYTES = 16 << 10  # planes of one block: half of a first-level cache of 32 KiB
+SHORT = 64  # entries: a line of fewer is sorted by insertion
 FEW = 8  # queries; for no more than that, copying codes of one word onto cache lines does not pay
 
-_I64 = ir.IntType(64)
-_VECTOR = ir.VectorType(_I64, LANES)
 _ONE = np.uint64(1)
+
+
+class Lists(NamedTuple):
+    """Runs of codes, each with the numbers of its rows: inverted lists, or a range of a flat part."""
+
+    size: int  # of a code
+    codes: np.ndarray  # (L,) int64: addresses of their codes
+    numbers: np.ndarray  # (L,) int64: addresses of int64 row numbers; 0 where rows are numbered from 0
+    places: np.ndarray  # (L,) int64: what is added to a row number to make it a place
+    rows: np.ndarray  # (L,) int64
 
 
 class _Block(NamedTuple):
@@ -35,79 +50,6 @@ class _Block(NamedTuple):
     stride: int
     place: int  # of the first row
     rows: int
-
-
-@instruction
-def _popcount(_typing: Any, word: Any) -> Any:
-    """Count the one bits of a 64-bit word."""
-
-    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.uint64), build
-
-
-@instruction
-def _load_word(_typing: Any, address: Any) -> Any:
-    """Load 8 bytes, aligned or not: the codes in a FAISS file are not."""
-
-    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()), align=1)
-
-    return types.uint64(types.int64), build
-
-
-@instruction
-def _test(_typing: Any, planes: Any, words: Any, stride: Any, query: Any, limit: Any) -> Any:
-    """Return a mask whose bit i is set where row i, counted from address `planes`, is nearer than `limit`.
-
-    Written as LLVM vectors, so that nothing depends on what a loop vectoriser makes of it; LLVM turns them
-    into what the processor has: vpopcntq, or tables of half bytes.
-    """
-
-    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        *where, limit = arguments
-        near = builder.icmp_unsigned("<", _distances(builder, _VECTOR, where), _splat(builder, limit))
-        return builder.zext(builder.bitcast(near, ir.IntType(LANES)), _I64)
-
-    return types.uint64(*[types.int64] * 5), build
-
-
-@instruction
-def _distance(_typing: Any, planes: Any, words: Any, stride: Any, query: Any) -> Any:
-    """Return the distance of the row at address `planes` from the query at address `query`."""
-
-    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return _distances(builder, _I64, arguments)
-
-    return types.int64(*[types.int64] * 4), build
-
-
-def _distances(builder: Any, kind: Any, where: Any) -> Any:
-    """Return the distance of one row, or those of LANES rows, as `kind` is a word or a vector."""
-    planes, words, stride, query = where
-    name = "llvm.ctpop.i64" if kind is _I64 else f"llvm.ctpop.v{LANES}i64"
-    ctpop = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
-    rows = builder.inttoptr(planes, _I64.as_pointer())
-    wanted = builder.inttoptr(query, _I64.as_pointer())
-
-    def distances(word: Any) -> Any:
-        place = builder.bitcast(builder.gep(rows, [builder.mul(word, stride)]), kind.as_pointer())
-        bits = builder.load(builder.gep(wanted, [word]))
-        bits = bits if kind is _I64 else _splat(builder, bits)
-        return builder.call(ctpop, [builder.xor(builder.load(place, align=1), bits)])
-
-    total = cgutils.alloca_once_value(builder, distances(_I64(0)))
-    with cgutils.for_range(builder, words, start=_I64(1)) as loop:
-        builder.store(builder.add(builder.load(total), distances(loop.index)), total)
-    return builder.load(total)
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    """Return a vector with `value` in every lane."""
-    nothing = ir.Constant(_VECTOR, ir.Undefined)
-    one_lane = builder.insert_element(nothing, value, ir.IntType(32)(0))
-    return builder.shuffle_vector(one_lane, nothing, ir.VectorType(ir.IntType(32), LANES)([0] * LANES))
 
 
 @compiled
@@ -140,7 +82,7 @@ def search_part(codes: Any, span: Any, queries: Any, candidates: Candidates, k: 
     part, start, stop = span
     planes = _new_planes(queries.shape[1])
     for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
+        block = _fill(planes, _source(codes), (part << PART | first, first, stop), queries.shape[0] <= FEW)
         for query in range(queries.shape[0]):
             words = _address(queries) + 8 * query * block.words
             at = _skip(block, 0, words, candidates.cut[query] + candidates.ties[query])
@@ -149,38 +91,88 @@ def search_part(codes: Any, span: Any, queries: Any, candidates: Candidates, k: 
 
 
 @compiled
-def count_within(codes: Any, span: Any, queries: Any, limit: int, counts: Any) -> None:
-    """Add to `counts` (Q,) how many rows of the span are nearer than `limit`."""
-    part, start, stop = span
+def search_lists(lists: Lists, visits: Any, queries: Any, candidates: Candidates, work: Any) -> None:
+    """Note which rows of some lists may belong to the k nearest of the queries that visit them.
+
+    All rows up to the cut are noted, in the order in which they come. A query that has more of them than
+    there is room for is marked as lost; its cut is right all the same.
+
+    Args:
+        visits: (L + 1,) limits, and the queries that visit each list, list after list.
+        work: k, and (Q,) bool to mark the lost.
+    """
+    k, lost = work
+    limits, visitors = visits
     planes = _new_planes(queries.shape[1])
-    for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
-        for query in range(queries.shape[0]):
-            words = _address(queries) + 8 * query * block.words
-            for at in range(0, block.rows, LANES):
-                counts[query] += _popcount(_near(block, at, words, limit))
+    for number in range(lists.rows.size):
+        start, stop, source = limits[number], limits[number + 1], _list_source(lists, number)
+        if start == stop:
+            continue
+        for first in range(0, lists.rows[number], planes.shape[1]):
+            block = _fill(planes, source, (first, first, lists.rows[number]), stop - start <= FEW)
+            for visit in range(start, stop):
+                query = visitors[visit]
+                words = _address(queries) + 8 * query * block.words
+                at = _skip(block, 0, words, candidates.cut[query] + 1)
+                if at < block.rows:
+                    _note_all(block, at, words, (candidates, query, lost), (lists, number, k))
 
 
 @compiled
-def collect_within(codes: Any, span: Any, queries: Any, limit: int, output: Any) -> None:
-    """Write the rows nearer than `limit` to `output`: (Q,) next positions, distances, places."""
-    positions, distances, places = output
-    part, start, stop = span
+def count_lists(lists: Lists, visits: Any, queries: Any, nearer_than: Any, counts: Any) -> None:
+    """Add to `counts` (Q,) how many rows of the lists that a query visits are nearer than its limit."""
+    limits, visitors = visits
     planes = _new_planes(queries.shape[1])
-    for first in range(start, stop, planes.shape[1]):
-        block = _fill(planes, codes, (part, first, stop), queries.shape[0] <= FEW)
-        for query in range(queries.shape[0]):
-            words = _address(queries) + 8 * query * block.words
-            at = _skip(block, 0, words, limit)
-            while at < block.rows:
-                near = _near(block, at, words, limit)
-                while near:
-                    row = at + _lowest(near)
-                    near &= near - _ONE
-                    distances[positions[query]] = _row_distance(block, row, words)
-                    places[positions[query]] = block.place + row
-                    positions[query] += 1
-                at = _skip(block, at + LANES, words, limit)
+    for number in range(lists.rows.size):
+        start, stop, source = limits[number], limits[number + 1], _list_source(lists, number)
+        for first in range(0, lists.rows[number] if start < stop else 0, planes.shape[1]):
+            block = _fill(planes, source, (first, first, lists.rows[number]), stop - start <= FEW)
+            for query in visitors[start:stop]:
+                words = _address(queries) + 8 * query * block.words
+                for at in range(0, block.rows, LANES):
+                    counts[query] += popcount(_near(block, at, words, nearer_than[query]))
+
+
+@compiled
+def collect_lists(lists: Lists, visits: Any, queries: Any, nearer_than: Any, output: Any) -> None:
+    """Write those rows to `output`: (Q,) next positions, distances, places."""
+    positions, distances, places = output
+    limits, visitors = visits
+    planes = _new_planes(queries.shape[1])
+    for number in range(lists.rows.size):
+        start, stop, source = limits[number], limits[number + 1], _list_source(lists, number)
+        for first in range(0, lists.rows[number] if start < stop else 0, planes.shape[1]):
+            block = _fill(planes, source, (first, first, lists.rows[number]), stop - start <= FEW)
+            for query in visitors[start:stop]:
+                words = _address(queries) + 8 * query * block.words
+                at = _skip(block, 0, words, nearer_than[query])
+                while at < block.rows:
+                    near = _near(block, at, words, nearer_than[query])
+                    while near:
+                        row = at + _lowest(near)
+                        near &= near - _ONE
+                        distances[positions[query]] = _row_distance(block, row, words)
+                        places[positions[query]] = _listed_place(lists, number, block.place + row)
+                        positions[query] += 1
+                    at = _skip(block, at + LANES, words, nearer_than[query])
+
+
+@compiled
+def group_visits(chosen: Any, limits: Any, visitors: Any) -> None:
+    """Group the lists that queries visit, (Q, P), by list: fill limits (L + 1,) and visitors (Q * P,)."""
+    limits[:] = 0
+    for query in range(chosen.shape[0]):
+        for number in chosen[query]:
+            limits[number + 1] += 1
+    for number in range(1, limits.size):
+        limits[number] += limits[number - 1]
+    for query in range(chosen.shape[0]):
+        for number in chosen[query]:
+            visitors[limits[number]] = query
+            limits[number] += 1
+    for number in range(limits.size - 1, 0, -1):
+        limits[number] = limits[number - 1]
+    limits[0] = 0
 
 
 @compiled
@@ -199,39 +191,64 @@ def _new_planes(words: int) -> Any:
 
 
 @compiled
-def _fill(planes: Any, codes: Any, span: Any, few: bool) -> Any:
-    """Turn rows of a part into planes, as many as there are and fit."""
-    part, first, stop = span
-    rows, size = min(planes.shape[1], stop - first), codes.shape[1]
-    address, place = _address(codes) + first * size, part << PART | first
+def _source(codes: Any) -> Any:
+    """Return where (N, S) codes start, their size, and where they end."""
+    return _address(codes), codes.shape[1], _address(codes) + codes.size
+
+
+@compiled
+def _list_source(lists: Any, number: int) -> Any:
+    """Return where the codes of a list start, their size, and where they end."""
+    start = lists.codes[number]
+    return start, lists.size, start + lists.size * lists.rows[number]
+
+
+@compiled
+def _listed_place(lists: Any, number: int, entry: int) -> Any:
+    """Return the place of an entry of a list."""
+    if lists.numbers[number] == 0:
+        return lists.places[number] + entry
+    return lists.places[number] + load_entry(lists.numbers[number], entry)
+
+
+@compiled
+def _fill(planes: Any, source: Any, span: Any, few: bool) -> Any:
+    """Turn codes into planes, as many as there are and fit.
+
+    Args:
+        source: address and size of the first code, and where the last one ends.
+        span: place of the first row, its number, and that of the row to stop before.
+    """
+    start, size, end = source
+    place, first, stop = span
+    rows, address = min(planes.shape[1], stop - first), start + first * size
     if few and size == 8 and rows == planes.shape[1]:
         return _Block(address, 1, rows, place, rows)
     for word in range(size // 8):
         for row in range(rows):
-            planes[word, row] = _load_word(address + row * size + 8 * word)
+            planes[word, row] = load_word(address + row * size + 8 * word)
     tail = size % 8
     if tail:
-        end = _address(codes) + codes.size
         mask = (_ONE << np.uint64(8 * tail)) - _ONE
         for row in range(rows):
             last = address + (row + 1) * size - tail
             if last + 8 <= end:
-                planes[size // 8, row] = _load_word(last) & mask
+                planes[size // 8, row] = load_word(last) & mask
             else:  # a whole word would pass the end of the codes
                 value = np.uint64(0)
                 for byte in range(tail):
-                    value |= np.uint64(codes[first + row, size - tail + byte]) << np.uint64(8 * byte)
+                    value |= load_byte(last + byte) << np.uint64(8 * byte)
                 planes[size // 8, row] = value
     return _Block(_address(planes), planes.shape[0], planes.shape[1], place, rows)
 
 
 @compiled
 def _skip(block: Any, at: int, query: int, limit: int) -> int:
-    """Return where the next row nearer than `limit` is tested, from `at` on, or the end of the planes.
+    """Return where the next row nearer than `limit` is tested, from `at` on, or the end of the rows.
 
     This loop is where the time goes: it stands alone, so that it has the registers for itself.
     """
-    while at < block.stride and not _test(block.planes + 8 * at, block.words, block.stride, query, limit):
+    while at < block.rows and not test_rows(block.planes + 8 * at, block.words, block.stride, query, limit):
         at += LANES
     return at
 
@@ -239,7 +256,7 @@ def _skip(block: Any, at: int, query: int, limit: int) -> int:
 @compiled
 def _near(block: Any, at: int, query: int, limit: int) -> Any:
     """Return the mask of the rows from `at` on that are nearer than `limit`, none past the block's end."""
-    near = _test(block.planes + 8 * at, block.words, block.stride, query, limit)
+    near = test_rows(block.planes + 8 * at, block.words, block.stride, query, limit)
     if block.rows - at < LANES:
         near &= (_ONE << np.uint64(block.rows - at)) - _ONE
     return near
@@ -247,13 +264,13 @@ def _near(block: Any, at: int, query: int, limit: int) -> Any:
 
 @compiled
 def _row_distance(block: Any, row: int, query: int) -> int:
-    return _distance(block.planes + 8 * row, block.words, block.stride, query)
+    return distance_at(block.planes + 8 * row, block.words, block.stride, query)
 
 
 @compiled
 def _lowest(mask: Any) -> int:
     """Return the place of the lowest bit that is set."""
-    return _popcount(~mask & (mask - _ONE))
+    return popcount(~mask & (mask - _ONE))
 
 
 @inlined
@@ -305,3 +322,77 @@ def _compact(candidates: Any, query: int, cut: int, k: int) -> Any:
             distances[end], places[end] = distance, place
             end += 1
     return end, missing
+
+
+@inlined
+def _note_all(block: Any, at: int, words: int, line: Any, listed: Any) -> None:
+    """Note the rows up to the cut, from `at` on, those at the cut included however many there are.
+
+    Args:
+        words: address of the query.
+        line: candidates, the number of the query in them, and the marks of the lost.
+        listed: lists, the number of the one at hand, and k.
+    """
+    candidates, query, lost = line
+    lists, number, k = listed
+    counts, cut, nearer = candidates.counts[query], candidates.cut[query], candidates.nearer[query]
+    distances, places, end = candidates.distances[query], candidates.places[query], candidates.filled[query]
+    while at < block.rows:
+        near = _near(block, at, words, cut + 1)
+        while near:
+            row = at + _lowest(near)
+            near &= near - _ONE
+            distance = _row_distance(block, row, words)
+            if distance > cut:
+                continue
+            if end == places.size:
+                end = _drop_beyond(distances, places, cut)
+            if end < places.size:
+                distances[end] = distance
+                places[end] = _listed_place(lists, number, block.place + row)
+                end += 1
+            else:
+                lost[query] = True
+            counts[distance] += 1
+            nearer += distance < cut
+            while nearer >= k:
+                cut -= 1
+                nearer -= counts[cut]
+        at = _skip(block, at + LANES, words, cut + 1)
+    candidates.cut[query], candidates.nearer[query], candidates.filled[query] = cut, nearer, end
+
+
+@compiled
+def _drop_beyond(distances: Any, places: Any, cut: int) -> int:
+    """Keep the entries of a full line up to the cut; return how many they are."""
+    end = 0
+    for entry in range(places.size):
+        distance, place = distances[entry], places[entry]
+        distances[end], places[end] = distance, place
+        end += distance <= cut
+    return end
+
+
+@compiled
+def sort_places(candidates: Candidates, rows: Any) -> bool:
+    """Drop what lies beyond the cut and sort lines by place; False if a place is no row of its part."""
+    sound = True
+    for query in range(candidates.filled.size):
+        distances, places, cut = candidates.distances[query], candidates.places[query], candidates.cut[query]
+        end = 0
+        for entry in range(candidates.filled[query]):
+            distance, place = distances[entry], places[entry]
+            if distance > cut:
+                continue
+            sound &= place >= 0 and place & ROW < rows[place >> PART]
+            to = end
+            while to > 0 and places[to - 1] > place and end < SHORT:
+                distances[to], places[to] = distances[to - 1], places[to - 1]
+                to -= 1
+            distances[to], places[to] = distance, place
+            end += 1
+        candidates.filled[query] = end
+        if end >= SHORT:
+            order = np.argsort(places[:end])
+            distances[:end], places[:end] = distances[:end][order], places[:end][order]
+    return sound

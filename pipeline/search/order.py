@@ -7,6 +7,9 @@ import numpy as np
 
 from pipeline.search.parts import Part
 
+NO_DISTANCE = np.iinfo(np.int32).max
+"""Stands, with -1 for id, part and row, where fewer than k rows were found: FAISS's own sign."""
+
 
 @dataclass(frozen=True)
 class Nearest:
@@ -16,6 +19,18 @@ class Nearest:
     ids: np.ndarray  # int64
     part: np.ndarray  # int32: position among the parts
     row: np.ndarray  # int64: row of that part
+
+    @staticmethod
+    def joined(blocks: Sequence["Nearest"]) -> "Nearest":
+        """Return the answers of different queries as one."""
+        columns = ("distances", "ids", "part", "row")
+        if len(blocks) == 1:
+            return blocks[0]
+        return Nearest(*(np.concatenate([getattr(block, name) for block in blocks]) for name in columns))
+
+    def of(self, queries: np.ndarray) -> "Nearest":
+        """Return the answers of some queries, in the order given."""
+        return Nearest(self.distances[queries], self.ids[queries], self.part[queries], self.row[queries])
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,23 @@ def sort_found(parts: Sequence[Part], found: Found) -> tuple[np.ndarray, np.ndar
         run = order[start:end]
         order[start:end] = sorted(run, key=lambda n: identity(parts, int(found.part[n]), int(found.row[n])))
     return ids, order
+
+
+def first_of(parts: Sequence[Part], found: Found, *, queries: int, k: int) -> Nearest:
+    """Order what was found for every query and keep the first k; where there are fewer, NOTHING follows."""
+    ids, order = sort_found(parts, found)
+    starts = np.searchsorted(found.query[order], np.arange(queries + 1))
+    wanted = starts[:-1, None] + np.arange(k)
+    there = wanted < starts[1:, None]
+    kept = np.append(order, -1)[np.where(there, wanted, len(order))]
+    columns = (found.distance, ids, found.part, found.row)
+    nothing = (NO_DISTANCE, -1, -1, -1)
+    return Nearest(
+        *(
+            np.append(column, none)[kept].astype(column.dtype)
+            for column, none in zip(columns, nothing, strict=True)
+        )
+    )
 
 
 def sort_within(parts: Sequence[Part], pieces: Sequence[Found], *, queries: int) -> Within:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from pipeline.search.instructions import load_entry
+
+INSTRUCTIONS = "2c07e576078f4733"  # digest of instructions.py, whose changes numba would not see
 PART = 40  # a place is part << PART | row: it orders rows by part and row
 ROW = (1 << PART) - 1
 CODE_SIZE = 127  # bytes, the most whose distances leave room for an id beside them in 64 bits
@@ -55,22 +55,6 @@ def inlined(function: Callable) -> Any:
     """Make a function part of the kernels that call it: arrays handed to a call are reference-counted,
     which costs as much as a block of a scan."""
     return numba.njit(nogil=True, inline="always")(function)
-
-
-def instruction(function: Callable) -> Any:
-    """Make a function that writes LLVM instructions callable from kernels."""
-    return intrinsic(function)
-
-
-@instruction
-def _load(_typing: Any, address: Any, entry: Any) -> Any:
-    """Load an entry of an int64 array by its address, so that one kernel can look into any number of them."""
-
-    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        array = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load(builder.gep(array, [arguments[1]]), align=1)
-
-    return types.int64(types.int64, types.int64), build
 
 
 @compiled
@@ -121,9 +105,9 @@ def merge(rankings: Any, best: Ranking, undecided: Any) -> None:
                     undecided[query] = True
                     break
             entry = query * rankings[first, 0] + taken[first]
-            best.distances[query, to] = _load(rankings[first, 2], entry)
-            best.ids[query, to] = _load(rankings[first, 3], entry)
-            best.places[query, to] = _load(rankings[first, 4], entry)
+            best.distances[query, to] = load_entry(rankings[first, 2], entry)
+            best.ids[query, to] = load_entry(rankings[first, 3], entry)
+            best.places[query, to] = load_entry(rankings[first, 4], entry)
             taken[first] += 1
             keys[first] = _head(rankings, query, first, taken[first])
             to += 1
@@ -133,10 +117,10 @@ def merge(rankings: Any, best: Ranking, undecided: Any) -> None:
 @inlined
 def _head(rankings: Any, query: int, number: int, taken: int) -> Any:
     """Return a number that orders the next hit of a ranking, the highest there is when none is left."""
-    if taken == _load(rankings[number, 1], query):
+    if taken == load_entry(rankings[number, 1], query):
         return _END
     entry = query * rankings[number, 0] + taken
-    return _load(rankings[number, 2], entry) << _ID | _load(rankings[number, 3], entry) >> _CUT
+    return load_entry(rankings[number, 2], entry) << _ID | load_entry(rankings[number, 3], entry) >> _CUT
 
 
 @compiled
@@ -147,7 +131,7 @@ def _first_of_tied(rankings: Any, query: int, keys: Any, taken: Any) -> int:
         if keys[number] != low:
             continue
         entry = query * rankings[number, 0] + taken[number]
-        hit, place = _load(rankings[number, 3], entry), _load(rankings[number, 4], entry)
+        hit, place = load_entry(rankings[number, 3], entry), load_entry(rankings[number, 4], entry)
         if first >= 0 and hit == first_id and place >> PART != first_place >> PART:
             undecided = True
         elif first < 0 or hit < first_id or (hit == first_id and place < first_place):
@@ -170,7 +154,7 @@ def _sort(candidates: Any, query: int, ids: Any, line: Any, room: Any) -> bool:
         place, distance = places[entry], np.int64(distances[entry])
         to = ends[distance]
         to_distances[to], to_places[to] = distance, place
-        to_ids[to] = _load(ids[place >> PART], place & ROW)
+        to_ids[to] = load_entry(ids[place >> PART], place & ROW)
         ends[distance] += 1
     line.filled[0] = count
     start = 0

@@ -9,7 +9,8 @@ cache folder, checked against the release's sha256, and mapped from there.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +27,15 @@ from pipeline.releases.manifest import (
     read_table,
 )
 from pipeline.releases.storage import Storage
-from pipeline.search.parts import Part, cache_folder, open_part
-from pipeline.search.scan import nearest
+from pipeline.search.approximate import search, within
+from pipeline.search.families import Effort
+from pipeline.search.parts import Part, PartsOpening, cache_folder, open_part
+from pipeline.search.quantisers import Quantiser, open_quantiser
 
 Direction = Literal["T2I", "I2T"]
 DIRECTIONS: dict[str, str] = {"T2I": "image", "I2T": "text"}
 """What is asked with and what is searched -> the side that is searched."""
+_EFFORTS = tuple(field.name for field in fields(Effort))
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,21 @@ class Release:
     """One published whole, open for searching. Safe to use from several threads."""
 
     def __init__(
-        self, uri: str, digest: str, *, manifest: ReleaseManifest, parts: Mapping[str, Sequence[Part]]
+        self,
+        uri: str,
+        digest: str,
+        *,
+        manifest: ReleaseManifest,
+        parts: Mapping[str, Sequence[Part]],
+        quantisers: Mapping[str, Quantiser] | None = None,
     ) -> None:
         self.uri = uri
         self.digest = digest
         self.manifest = manifest
         self._parts = {side: [part for part in opened if part.rows] for side, opened in parts.items()}
+        self._quantisers = dict(quantisers or {})
+        settings = {name: value for name, value in manifest.recipe.index.items() if name in _EFFORTS}
+        self._effort = Effort(**settings)
 
     @classmethod
     def open(
@@ -63,6 +76,7 @@ class Release:
         digest: str | None = None,
         sides: Sequence[str] = ("image", "text"),
         cache: str | os.PathLike[str] | None = None,
+        check: bool = False,
     ) -> "Release":
         """Open the newest release of a channel, or the one with a given digest.
 
@@ -71,9 +85,12 @@ class Release:
             digest: of a release; the channel is not read then.
             sides: those that will be searched; T2I searches `image`, I2T `text`.
             cache: folder for the parts of a remote store; by default `hashfleet` in the user's cache folder.
+            check: read the parts of a local store in full and compare their sha256s; copies of a remote
+                one's always are, when they are made.
         Raises:
             ManifestError: no release is published, the store is of a newer format, or a file of the release
                 is missing or is not the one that it names.
+            OSError: the cache folder is full or cannot be written, or the store cannot be read.
         """
         storage = Storage(os.fspath(uri))
         check_store(storage)
@@ -85,13 +102,21 @@ class Release:
                 )
         manifest = read_release(storage, digest)
         rows = [row for row in read_table(storage, manifest, "parts").to_pylist() if row["side"] in sides]
-        folder = cache_folder() if cache is None else Path(cache)
+        opening = PartsOpening(
+            code_length=manifest.recipe.code_length,
+            cache=cache_folder() if cache is None else Path(cache),
+            recipe=manifest.recipe.index.get("recipe", "BFlat"),
+            check=check,
+        )
         parts: dict[str, list[Part]] = {side: [] for side in sides}
         for row in rows:
-            parts[row["side"]].append(
-                open_part(storage, row, code_length=manifest.recipe.code_length, cache=folder)
-            )
-        return cls(storage.uri, digest, manifest=manifest, parts=parts)
+            parts[row["side"]].append(open_part(storage, row, opening))
+        quantisers = {
+            side: open_quantiser(name, storage)
+            for side, name in manifest.recipe.quantisers.items()
+            if parts.get(side)
+        }
+        return cls(storage.uri, digest, manifest=manifest, parts=parts, quantisers=quantisers)
 
     @property
     def recipe(self) -> ReleaseRecipe:
@@ -107,22 +132,46 @@ class Release:
         return sum(part.rows for part in self._parts[side])
 
     def search(self, codes: np.ndarray, k: int = 10, direction: Direction = "T2I") -> Hits:
-        """Find the k codes nearest to each query, exactly.
+        """Find the k codes nearest to each query, of those that the release's index looks at: BFlat at all.
 
         Args:
             codes: (Q, code_length / 8) uint8 packed codes, of the text tower for T2I, of the image tower
                 for I2T.
             k: hits per query, at most the number of codes of the side.
         Returns:
-            hits ordered by (distance, id, key), whatever the layout of the parts.
+            hits ordered by (distance, id, key), whatever the layout of the parts. Where a BHash or BHNSW
+                index finds fewer than k, the query has as many keys, and NO_DISTANCE and -1 follow.
         Raises:
             ValueError: an unknown direction, codes of another shape or type, or k out of range.
         """
         side = self._side(direction)
         self._check(codes, k, side=side)
         parts = self._parts[side]
-        found = nearest(parts, np.ascontiguousarray(codes), int(k))
+        found = search(parts, codes, int(k), effort=self._effort, quantiser=self._quantisers.get(side))
         return Hits(found.distances, found.ids, _keys(parts, found.part, found.row))
+
+    def range_search(
+        self, codes: np.ndarray, radius: int, direction: Direction = "T2I"
+    ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
+        """Find every code at most `radius` away from each query; memory grows with their number.
+
+        All codes are looked at, of a BHash index its candidates.
+
+        Args:
+            codes, direction: as for `search`.
+            radius: Hamming distance, itself included.
+        Returns:
+            for each query the distances, ids and keys of its hits, ordered as those of `search`.
+        Raises:
+            ValueError: as `search`; a radius below 0.
+        """
+        side = self._side(direction)
+        self._check(codes, 1, side=side)
+        parts = self._parts[side]
+        found = within(parts, codes, int(radius), effort=self._effort)
+        keys = _keys(parts, found.part[None], found.row[None])[0]
+        limits = pairwise(found.limits.tolist())
+        return [(found.distances[a:b], found.ids[a:b], keys[a:b]) for a, b in limits]
 
     def _side(self, direction: str) -> str:
         if direction not in DIRECTIONS:
@@ -150,7 +199,9 @@ class Release:
 def _keys(parts: Sequence[Part], part: np.ndarray, row: np.ndarray) -> list[list[str]]:
     """Look up the keys of rows of parts, one part at a time."""
     keys = np.empty(part.shape, object)
-    for number in np.unique(part):
+    for number in np.unique(part[part >= 0]):
         mine = part == number
         keys[mine] = parts[number].keys["key"].take(pa.array(row[mine])).to_pylist()
-    return keys.tolist()
+    if (part >= 0).all():
+        return keys.tolist()
+    return [[key for key in line if key is not None] for line in keys.tolist()]

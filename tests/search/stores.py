@@ -13,6 +13,7 @@ from pipeline.releases.heads import Log
 from pipeline.releases.manifest import PARTS, REJECTS, UNITS, ReleaseRecipe, create_store, write_release
 from pipeline.releases.storage import Storage
 from pipeline.search.indexing import build_part
+from pipeline.search.quantisers import keep_quantiser, load_quantiser
 
 
 def sample_id(key: str) -> int:
@@ -54,27 +55,31 @@ def write_store(
     code_length: int,
     model: str = "0" * 32,
     fingerprints: Mapping[str, str] | None = None,
+    recipe: str = "BFlat",
+    quantiser: bytes = b"",
 ) -> str:
     """Write a release with the given parts (side -> parts -> unit -> code table) and return its digest."""
     storage = Storage(uri)
     create_store(storage)
     rows = [
-        _write_part(storage, side, ordinal, tables=tables)
+        _write_part(storage, side, ordinal, tables=tables, made_with=(recipe, quantiser))
         for side, members in parts.items()
         for ordinal, tables in enumerate(members)
     ]
-    recipe = ReleaseRecipe(
+    release = ReleaseRecipe(
         code_length=code_length,
         model=model,
         fingerprints=dict(fingerprints or {side: f"tower of {side}" for side in parts}),
         input_recipe="0" * 32,
+        index={"recipe": recipe} if recipe != "BFlat" else {},
+        quantisers={side: keep_quantiser(quantiser, storage) for side in parts} if quantiser else {},
     )
     tables = {
         "units": UNITS.empty_table(),
         "parts": pa.Table.from_pylist(rows, schema=PARTS),
         "rejects": REJECTS.empty_table(),
     }
-    return write_release(storage, recipe, tables=tables)
+    return write_release(storage, release, tables=tables)
 
 
 def publish(uri: str | Path, digest: str) -> None:
@@ -87,11 +92,12 @@ def publish(uri: str | Path, digest: str) -> None:
 
 
 def _write_part(
-    storage: Storage, side: str, ordinal: int, *, tables: Mapping[str, pa.Table]
+    storage: Storage, side: str, ordinal: int, *, tables: Mapping[str, pa.Table], made_with: tuple[str, bytes]
 ) -> dict[str, Any]:
     members = [(unit, digest_bytes(repr(table.to_pydict()).encode())) for unit, table in tables.items()]
-    address = part_address(members, side, recipe={})
-    files = build_part(tables)
+    recipe, quantiser = made_with
+    address = part_address(members, side, recipe={} if recipe == "BFlat" else {"index": recipe})
+    files = build_part(tables, recipe=recipe, quantiser=load_quantiser(quantiser) if quantiser else None)
     storage.create(part_keys_path(address), files.keys)
     storage.create(part_path(address), files.index)
     return {

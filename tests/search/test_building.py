@@ -81,17 +81,17 @@ def test_a_part_is_made_once_and_completed_after_an_end_between_its_files(tmp_pa
     store = Storage(tmp_path)
     rows = [store_codes(store, unit(f"{name}.parquet", count), count) for name, count in (("a", 4), ("b", 3))]
     plan = plan_of(*rows)
-    first = make_part(plan, store, recipe="BFlat")
+    first = make_part(plan, store)
     assert (first["rows"], first["units"]) == (7, 2)
     assert parts_table([first]).num_rows == 1
     names = [part_path(plan.address), part_keys_path(plan.address)]
     whole = [store.read(name) for name in names]
     for lost in names:
         store.delete(lost)
-        assert make_part(plan, store, recipe="BFlat") == first
+        assert make_part(plan, store) == first
     for row in rows:
         store.delete(code_path(row["code"]))  # a part that stands is not built again
-    assert make_part(plan, store, recipe="BFlat") == first
+    assert make_part(plan, store) == first
     assert [store.read(name) for name in names] == whole
     assert np.frombuffer(whole[0], np.uint8).size == first["index_bytes"]
 
@@ -102,10 +102,10 @@ def test_a_missing_or_short_code_file_leaves_no_part(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"codes/.* is missing: the codes of unit a.parquet; restore it"
     ):
-        make_part(plan_of(row), store, recipe="BFlat")
+        make_part(plan_of(row), store)
     short = store_codes(store, row | {"encoded": 3}, 0)
     with pytest.raises(RuntimeError, match="hold 3 rows, the release counts 4"):
-        make_part(plan_of(short | {"encoded": 4}), store, recipe="BFlat")
+        make_part(plan_of(short | {"encoded": 4}), store)
     assert store.list("parts") == []
 
 
@@ -116,7 +116,7 @@ def test_a_code_file_that_is_not_the_one_of_the_release_is_not_indexed(tmp_path:
     with pytest.raises(
         ManifestError, match=r"codes/.* is damaged: its sha256 is .* for unit a.parquet; restore"
     ):
-        make_part(plan_of(row), store, recipe="BFlat")
+        make_part(plan_of(row), store)
     assert store.list("parts") == []
 
 
@@ -124,8 +124,8 @@ def test_what_stands_in_the_place_of_a_part_is_not_taken_for_it(tmp_path: Path) 
     store = Storage(tmp_path)
     row = store_codes(store, unit("a.parquet", 4), 0)
     plan, other = plan_of(row), plan_of(store_codes(store, unit("b.parquet", 3), 1))
-    whole = make_part(plan, store, recipe="BFlat")
-    make_part(other, store, recipe="BFlat")
+    whole = make_part(plan, store)
+    make_part(other, store)
     for name, of_other in ((part_path, "hold 3 and 4 rows"), (part_keys_path, "hold 4 and 3 rows")):
         good = store.read(name(plan.address))
         for bad, said in (
@@ -135,17 +135,14 @@ def test_what_stands_in_the_place_of_a_part_is_not_taken_for_it(tmp_path: Path) 
         ):
             store.write(name(plan.address), bad)
             with pytest.raises(ManifestError, match=said):
-                make_part(plan, store, recipe="BFlat")
+                make_part(plan, store)
         store.write(name(plan.address), good)
-    assert make_part(plan, store, recipe="BFlat") == whole
+    assert make_part(plan, store) == whole
 
 
 def test_a_part_stands_while_both_its_files_have_their_sizes(tmp_path: Path) -> None:
     store = Storage(tmp_path)
-    made = [
-        make_part(plan_of(store_codes(store, unit(f"{n}.parquet", 2), n)), store, recipe="BFlat")
-        for n in range(3)
-    ]
+    made = [make_part(plan_of(store_codes(store, unit(f"{n}.parquet", 2), n)), store) for n in range(3)]
     table = parts_table([row | {"ordinal": n} for n, row in enumerate(made)])
     assert standing_parts(table, store) == table
     store.delete(part_keys_path(made[0]["part"]))

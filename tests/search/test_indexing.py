@@ -51,11 +51,15 @@ def test_the_plan_refuses_a_boundary_of_0_and_a_path_given_twice() -> None:
         plan_parts(["a", "b", "a"], boundary=4)
 
 
-def test_another_recipe_than_bflat_is_refused_by_name() -> None:
-    with pytest.raises(ValidationError, match="must be one of BFlat in this version"):
-        IndexConfig(recipe="BIVF1024")
-    with pytest.raises(ValueError, match="unknown index recipe 'BHNSW16'; known: BFlat"):
-        build_part({"a": code_table(["x"], size=8)}, recipe="BHNSW16")
+def test_a_recipe_that_faiss_has_no_family_for_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="unknown index recipe 'IVF1024'; known: BFlat, BIVF<n>, "):
+        IndexConfig(recipe="IVF1024")
+    with pytest.raises(ValueError, match="unknown index recipe 'BHNSW'; known: BFlat"):
+        build_part({"a": code_table(["x"], size=8)}, recipe="BHNSW")
+    for recipe in ("BIVF0", "BIVF1024 ", "BHash70", "bflat", "BIVF9_HNSW"):
+        with pytest.raises(ValueError, match="unknown index recipe"):
+            IndexConfig(recipe=recipe)
+    assert IndexConfig(recipe="auto").recipe == "auto"
 
 
 def test_faiss_alone_opens_a_part_and_its_rows_stand_in_id_and_key_order(tmp_path: Path) -> None:

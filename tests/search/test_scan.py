@@ -87,7 +87,7 @@ def ranges(parts: list[Part], found: Within) -> list[list[tuple[int, int, str]]]
     cut=st.floats(0, 1),
     spread=st.sampled_from([1, 2, 4, 256]),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_answers_are_those_of_a_full_sort_for_1_3_and_17_parts_in_any_order(
     scan: str, seed: int, rows: int, cut: float, spread: int
 ) -> None:
@@ -206,7 +206,7 @@ def test_threads_and_query_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch
     radius=st.integers(0, 17),
     spread=st.sampled_from([1, 4, 256]),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_radius_finds_every_row_within_it_and_itself(
     seed: int, rows: int, radius: int, spread: int
 ) -> None:
