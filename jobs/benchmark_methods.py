@@ -19,32 +19,44 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
     sys.exit(main(["benchmark_methods", *sys.argv[1:]]))
 
 import argparse
+import json
 import logging
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from typing import Any
 
 from cmh_models import METHODS
 from jobs.cell_baselines import BASELINES
 from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, run_cell
+from jobs.cells import Asked, Cell, run_cell, write_atomically
 from jobs.command import Result
 from jobs.config import Config
 from pipeline.quality.protocol import JOINT, OWN
+from pipeline.quality.results import MARKERS, readme_block, results_page, results_plot
+from pipeline.quality.table import notes, summarise
 
 SETS = ("wiki", "wiki_dense", "cub600", "fashion", "flipkart", "icons")
+SEEDS, BITS = (1, 2, 3, 4, 5), 32
+LENGTHS = {"wiki": (16, 64, 128)}
+"""Code lengths besides 32 of the standard table, at its first seed."""
 RECIPES = Path(__file__).parent / "configs"
+COMMAND = "hashfleet benchmark_methods --data DATA"
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the table is of."""
+    """Declare what the table is of; without --bits and --seeds it is the standard one."""
+    every = [*METHODS, *BASELINES]
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of the sets' folders")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="folders below it")
-    parser.add_argument(
-        "--methods", nargs="+", choices=[*METHODS, *BASELINES], default=[*METHODS, *BASELINES]
-    )
-    parser.add_argument("--bits", nargs="+", type=int, default=[32])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--methods", nargs="+", choices=every, default=every)
+    parser.add_argument("--bits", nargs="+", type=int, help="default: 32, and 16, 64, 128 on wiki")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 to 5 at 32 bits, 1 elsewhere")
     parser.add_argument("--validation", action="store_true", help="judge rows split off train")
     parser.add_argument("--folds", nargs="+", type=int, default=[0], help="draws of validation rows")
     parser.add_argument(
@@ -52,47 +64,88 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cached", "full"),
         help="pictures described once (descriptor towers), or anew in every step; default: full at 32 bits",
     )
+    parser.add_argument("--processes", type=int, default=1, help="cells that run at once")
     parser.add_argument("--recipes", metavar="DIR", type=Path, default=RECIPES)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--readme", metavar="FILE", type=Path, help="put the table between its markers")
 
 
 def run(config: Config, args: argparse.Namespace) -> Result:
-    """Run what is missing of the table and print it."""
-    sets = [DataSet.open(args.data, name) for name in args.sets]
+    """Run what is missing of the table, print it, and write its page into --out."""
+    if args.readme is not None and (args.validation or not _has_markers(args.readme)):
+        raise ValueError(f"--readme {args.readme} needs query rows judged, and lines {' and '.join(MARKERS)}")
+    cells = plan_cells([DataSet.open(args.data, name) for name in args.sets], args)
     records = []
     for fold in args.folds if args.validation else [None]:
         described = None if args.towers is None else args.towers == "cached"
         asked = Asked(args.data, args.out.resolve(), args.recipes, tuple(args.set), fold, described)
-        for cell in plan_cells(sets, args):
-            record = run_cell(cell, asked)
-            log.info("%s", _line(cell, record))
+        for record in run_cells(cells, asked, processes=args.processes):
+            log.info("%s", _line(record))
             records.append(record)
-    return Result(metrics={"mean": _mean(records)}, counts={"cells": len(records)})
+    outputs = {} if args.validation else write_page(records, args)
+    return Result(outputs=outputs, metrics={"mean": _mean(records)}, counts={"cells": len(records)})
 
 
 def plan_cells(sets: list[DataSet], args: argparse.Namespace) -> list[Cell]:
-    """Return the cells of a call, in the order in which they are run."""
-    return [
-        Cell(data, method, bits, seed)
-        for data in sets
-        for bits in args.bits
-        for method in args.methods
-        for seed in args.seeds
-    ]
+    """Return the cells of a call, seed after seed: a call that is stopped has whole tables of fewer seeds."""
+    seeds = args.seeds or ([1] if args.validation else SEEDS)
+    cells = []
+    for seed, data in product(seeds, sets):
+        others = () if args.validation or seed != seeds[0] else LENGTHS.get(data.name, ())
+        for bits, method in product(args.bits or (BITS, *others), args.methods):
+            cells.append(Cell(data, method, bits, seed))
+    return cells
 
 
-def _line(cell: Cell, record: dict[str, Any]) -> str:
-    if "absent" in record:
-        return f"{cell}: {record['absent']}"
-    own, joint = record[OWN]["metrics"], record[JOINT]["metrics"]
+def run_cells(cells: list[Cell], asked: Asked, *, processes: int) -> Iterator[dict[str, Any]]:
+    """Yield the records of cells in their order."""
+    if processes == 1:
+        yield from (run_cell(cell, asked) for cell in cells)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(partial(run_cell, asked=asked), cells)
+
+
+def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, str]:
+    """Write the table as JSON, Markdown and SVG, and into the README if that is asked for."""
+    table = summarise(records)
+    results = {"command": COMMAND, "commit": _commit(), "table": table}
+    for note in notes(table):
+        log.info("%s", note)
+    page, plot = results_page(results), results_plot(results)
+    for name, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", page), ("svg", plot)):
+        write_atomically(args.out / f"results.{name}", text)
+    if args.readme is not None:
+        before, _, rest = args.readme.read_text(encoding="utf-8").partition(MARKERS[0])
+        after = rest.partition(MARKERS[1])[2]
+        write_atomically(args.readme, before + readme_block(results) + after)
+    return {"page": str(args.out / "results.md")}
+
+
+def _has_markers(readme: Path) -> bool:
+    return readme.is_file() and all(marker in readme.read_text(encoding="utf-8") for marker in MARKERS)
+
+
+def _commit() -> str:
+    """Return the commit of the code, with a + where files have changed since; "unknown" outside a clone."""
+    command = ["git", "-C", str(RECIPES), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _line(record: dict[str, Any]) -> str:
     fold = "" if record["fold"] is None else f" fold {record['fold']}"
-    return (
-        f"{cell}{fold}: own towers I2T/T2I {own['map_i2t']:.3f}/{own['map_t2i']:.3f} "
-        f"@50 {own['map50_i2t']:.3f}/{own['map50_t2i']:.3f}; "
-        f"joint code {joint['map_i2t']:.3f}/{joint['map_t2i']:.3f} "
-        f"@50 {joint['map50_i2t']:.3f}/{joint['map50_t2i']:.3f}; "
-        f"{record['seconds']:.1f} s"
-    )
+    name = f"{record['data']} {record['method']} {record['bits']} seed {record['seed']}{fold}"
+    if "absent" in record:
+        return f"{name}: {record['absent']}"
+    codings = []
+    for coding in (OWN, JOINT):
+        metrics = record[coding]["metrics"]
+        two = [f"{metrics[f'{kind}_i2t']:.3f}/{metrics[f'{kind}_t2i']:.3f}" for kind in ("map", "map50")]
+        codings.append(f"{coding} I2T/T2I {two[0]} @50 {two[1]}")
+    return f"{name}: {'; '.join(codings)}; {record['seconds']:.1f} s"
 
 
 def _mean(records: list[dict[str, Any]]) -> dict[str, float]:

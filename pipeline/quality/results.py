@@ -1,0 +1,179 @@
+"""The results page, its plot, and the README's block, rendered from the table: plain Markdown and SVG."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.quality.protocol import CODINGS, JOINT, OWN
+from pipeline.quality.published import BITS, SOURCE, WIKI_I2T, WIKI_T2I
+from pipeline.quality.table import BASELINES, METHODS, Row, digits, find, notes, pair
+
+MARKERS = ("<!-- results -->", "<!-- end of results -->")
+_COLOURS = ("#1b6ca8", "#2a9d8f", "#d1495b", "#8d5a97", "#e09f3e", "#bbbbbb", "#888888", "#555555", "#222222")
+
+
+def readme_block(results: Mapping[str, Any]) -> str:
+    """Return the README's table: mAP@all at 32 bits, both directions, means over the seeds."""
+    rows, sets = results["table"], _sets(results["table"])
+    lines = [
+        MARKERS[0],
+        "| I2T / T2I, 32 bits | " + " | ".join(sets) + " |",
+        "|---" * (len(sets) + 1) + "|",
+    ]
+    for method in _methods(rows):
+        cells = [pair(find(rows, data, method, 32)) for data in sets]
+        lines.append(f"| {METHODS.get(method, method)} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        _seeds_and_spread(rows, sets),
+        "",
+        f"`{results['command']}`, commit {results['commit']}.",
+        MARKERS[1],
+    ]
+    return "\n".join(lines)
+
+
+def results_page(results: Mapping[str, Any]) -> str:
+    """Return the whole page."""
+    rows = results["table"]
+    parts = [
+        "# Results",
+        f"Written by `{results['command']}` at commit {results['commit']}; ties, seeds, digests and protocol "
+        "of each number are in [results.json](results.json). Do not edit.",
+        "## Protocol",
+        _protocol(rows),
+        "## 32 bits, every set",
+        "mAP@all, I2T / T2I, each side by its own tower, mean over the seeds:",
+        "\n".join(readme_block(results).splitlines()[1:-4]),
+        _seeds_and_spread(rows, _sets(rows)),
+        "![mAP@all at 32 bits](results.svg)",
+        *[part for data in _sets(rows) for part in _one_set(rows, data)],
+        "## Wiki at 16, 32, 64 and 128 bits, beside published rows",
+        *_wiki(rows),
+        "## Where a method loses",
+        _listed(notes(rows)) or "No method is below a baseline or its bar.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def results_plot(results: Mapping[str, Any]) -> str:
+    """Return an SVG: a line per set and direction, a dot per method."""
+    rows = results["table"]
+    lines = [(data, way) for data in _sets(rows) for way in ("i2t", "t2i")]
+    methods, left, width = _methods(rows), 130, 560
+    height = 40 + 24 * len(lines)
+    body = [
+        f'<line x1="{left + width * x / 10}" x2="{left + width * x / 10}" y1="16" y2="{height - 16}" '
+        f'stroke="#ddd"/><text x="{left + width * x / 10}" y="{height - 2}" text-anchor="middle">.{x}</text>'
+        for x in range(10)
+    ]
+    for number, (data, way) in enumerate(lines):
+        y = 32 + 24 * number
+        body.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{data} {way.upper()}</text>')
+        for method, colour in zip(methods, _COLOURS, strict=False):
+            row = find(rows, data, method, 32)
+            if row is not None:
+                value = row[OWN][f"map_{way}"]["mean"]
+                body.append(
+                    f'<circle cx="{left + width * value:.1f}" cy="{y}" r="5" fill="{colour}" '
+                    f'fill-opacity=".85"><title>{METHODS[method]} {value:.3f}</title></circle>'
+                )
+    for number, (method, colour) in enumerate(zip(methods, _COLOURS, strict=False)):
+        y = 32 + 20 * number
+        body.append(f'<circle cx="{left + width + 24}" cy="{y}" r="5" fill="{colour}"/>')
+        body.append(f'<text x="{left + width + 36}" y="{y + 4}">{METHODS[method]}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 220}" height="{height}" '
+        'font-family="sans-serif" font-size="12"><title>mAP@all at 32 bits, by set and direction</title>'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(body)}</svg>\n'
+    )
+
+
+def _protocol(rows: Sequence[Row]) -> str:
+    first = next(row["protocol"] for row in rows if row["method"] not in BASELINES and "protocol" in row)
+    told = [
+        "Relevant: the two share at least one label. I2T: an image asks, texts are found; T2I the reverse.",
+        "mAP@all ranks every retrieval row by Hamming distance; mAP@50 the first 50, and divides by the "
+        "relevant rows among them.",
+        f"Ties: {first['ties']}; tables show the expectation, mAP@50 beside papers the stable order.",
+        f"Epochs: {first['epochs']}. Query rows are judged once for a recipe; nothing is chosen by them.",
+        *[f"{name.capitalize()}: {meaning}." for name, meaning in CODINGS.items()],
+        "Baselines work on the very features that the networks start from (for pictures the descriptor, for "
+        "texts the bag of words); regularisers, and the best length of CCA, are chosen on validation rows.",
+        "Spread: largest less smallest over the seeds of weights, order and draws; the split is fixed.",
+    ]
+    return _listed(told)
+
+
+def _one_set(rows: Sequence[Row], data: str) -> list[str]:
+    """Return a set's table at 32 bits: both cut-offs with spreads, and the joint code."""
+    shown = [row for method in _methods(rows) if (row := find(rows, data, method, 32)) is not None]
+    if not shown:
+        return []
+    about = shown[0]["protocol"]
+    lines = [
+        "| method | bits | mAP@all | spread | mAP@50 | spread | joint code, mAP@all | s a run |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in shown:
+        bits = "/".join(map(str, row.get("code_length", [row["bits"]])))
+        lines.append(
+            f"| {METHODS[row['method']]} | {bits} | {pair(row)} | {pair(row, of='spread')} | "
+            f"{pair(row, metric='map50')} | {pair(row, metric='map50', of='spread')} | "
+            f"{pair(row, JOINT)} | {row['seconds']:.0f} |"
+        )
+    head = (
+        f"{about['queries']:,} queries against {about['retrieval_rows']:,} pairs; data digest "
+        f"`{about['data_digest'][:12]}`."
+    )
+    return [f"### {data}", head, "\n".join(lines)]
+
+
+def _wiki(rows: Sequence[Row]) -> list[str]:
+    parts = []
+    for way, published in (("i2t", WIKI_I2T), ("t2i", WIKI_T2I)):
+        lines = ["| " + way.upper() + " | " + " | ".join(map(str, BITS)) + " |", "|---" * 5 + "|"]
+        for coding in (OWN, JOINT):
+            for metric, of in (("map50", "stable"), ("map", "mean")):
+                for method in _methods(rows):
+                    found = [find(rows, "wiki", method, bits) for bits in BITS]
+                    if any(found):
+                        title = "mAP@50" if metric == "map50" else "mAP@all"
+                        values = [
+                            "–" if row is None else digits(row[coding][f"{metric}_{way}"][of])
+                            for row in found
+                        ]
+                        lines.append(f"| {METHODS[method]}, {coding}, {title} | " + " | ".join(values) + " |")
+        lines += [
+            f"| *{name}, published, mAP@50* | " + " | ".join(map(digits, values)) + " |"
+            for name, values in published.items()
+        ]
+        parts.append("\n".join(lines))
+    return [f"Published rows: {SOURCE}", *parts]
+
+
+def _seeds_and_spread(rows: Sequence[Row], sets: Sequence[str]) -> str:
+    shown = [row for row in rows if row["bits"] == 32 and "absent" not in row]
+    counts = {data: sorted({len(row["seeds"]) for row in shown if row["data"] == data}) for data in sets}
+    least = {data: "/".join(map(str, values)) for data, values in counts.items()}
+    widest = {
+        data: max(
+            row[OWN][f"map_{way}"]["spread"] for row in shown if row["data"] == data for way in ("i2t", "t2i")
+        )
+        for data in sets
+    }
+    seeds = ", ".join(f"{data} {least[data]}" for data in sets)
+    spread = ", ".join(f"{data} {digits(widest[data])}" for data in sets)
+    return f"Seeds: {seeds}. Largest spread of a cell: {spread}."
+
+
+def _sets(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["data"] for row in rows))
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    present = {row["method"] for row in rows}
+    return [method for method in METHODS if method in present]
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
