@@ -146,7 +146,10 @@ def test_files_and_folders_travel_whole(storage: Storage, tmp_path: Path) -> Non
     storage.upload_folder(model, "models/ab")
     for _ in range(2):  # the second finds the folder there and changes nothing
         storage.download_folder("models/ab", tmp_path / "copy")
-    for name in ("config.json", "sub/weights"):
+    (model / "empty").write_bytes(b"")
+    storage.upload(model / "empty", "empty")
+    storage.download("empty", tmp_path / "copy" / "empty")
+    for name in ("config.json", "sub/weights", "empty"):
         assert (tmp_path / "copy" / name).read_bytes() == (model / name).read_bytes()
     with pytest.raises(FileNotFoundError, match="models/none"):
         storage.download_folder("models/none", tmp_path / "none")

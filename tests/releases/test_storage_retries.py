@@ -176,12 +176,29 @@ def test_an_upload_in_parts_survives_the_loss_of_any_answer(
     monkeypatch.setattr("pipeline.releases.storage.requests.BLOCK", 5 << 20)
     data = np.random.default_rng(2).bytes((11 << 20) + 7)
     (tmp_path / "big").write_bytes(data)
-    for kind in ("lose", "break"):
+    kinds: tuple[Kind, ...] = ("lose", "break")
+    for kind in kinds:
         proxy.forget(drawn(7, rate=1.0, kinds=(kind,), most=1))
         storage.upload(tmp_path / "big", f"big {kind}")
         assert any("uploadId" in line for line in proxy.seen)
         storage.download(f"big {kind}", tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == data
+
+
+def test_a_file_replaced_while_it_is_downloaded_is_said(
+    proxy: Proxy, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.releases.storage.requests.BLOCK", 1000)
+    storage.write("big", b"1" * 10_000)
+    other = Storage(storage.uri)
+
+    def replace(request: Request) -> None:
+        other.write("big", b"2" * 10_000)
+
+    proxy.forget(on("GET", "big", Fault(after=replace)))
+    with pytest.raises(OSError, match="big was replaced while it was read; run again"):
+        storage.download("big", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_body_that_trickles_is_asked_again(

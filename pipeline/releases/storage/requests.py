@@ -82,22 +82,31 @@ class S3(s3fs.S3FileSystem):
     create_once = sync_wrapper(_create_once)
 
     async def _fetch(self, bucket: str, key: str, file: Path) -> None:
-        """Copy an object of any size into a local file, a few blocks at a time.
+        """Copy an object of any size into a local file, a few blocks at a time; a small one is one request.
 
         Raises:
             FileExpired: it was replaced meanwhile.
         """
-        head = await self._call_s3("head_object", Bucket=bucket, Key=key)
+        whole = {"Bucket": bucket, "Key": key}
+        try:
+            answer = await self._call_s3("get_object", **whole, Range=f"bytes=0-{BLOCK - 1}")
+        except OSError as error:
+            if error_code(error) != "InvalidRange":  # an empty object has no first byte
+                raise
+            answer = await self._call_s3("get_object", **whole)
+        size = int(answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"])
+        etag = answer.get("ETag")
 
         async def block(start: int) -> bytes:
-            last = min(start + BLOCK, head["ContentLength"]) - 1
-            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{last}")
-            if answer.get("ETag") != head.get("ETag"):
-                raise FileExpired(filename=f"{bucket}/{key}", e_tag=head.get("ETag"))
-            return bytes(await answer["Body"].read())
+            last = min(start + BLOCK, size) - 1
+            found = await self._call_s3("get_object", **whole, Range=f"bytes={start}-{last}")
+            if found.get("ETag") != etag:
+                raise FileExpired(filename=f"{bucket}/{key}", e_tag=etag)
+            return bytes(await found["Body"].read())
 
-        starts = range(0, head["ContentLength"], BLOCK)
+        starts = range(BLOCK, size, BLOCK)
         with file.open("wb") as stream:
+            stream.write(await answer["Body"].read())
             for first in range(0, len(starts), AT_ONCE):
                 for data in await asyncio.gather(*map(block, starts[first : first + AT_ONCE])):
                     stream.write(data)
