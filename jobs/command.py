@@ -1,7 +1,8 @@
 """What every job shares: arguments, exit codes, the result line.
 
 A job is a module of this package with a docstring (its help page), `run(config, args) -> Result`, and where
-it needs them `add_arguments(parser)` and `WRITES = True` (it then takes --dry-run).
+it needs them `add_arguments(parser)`, `WRITES = True` (it then takes --dry-run) and `remember(config, line)`,
+to which the result line is handed however the run ended.
 """
 
 import argparse
@@ -32,7 +33,7 @@ EPILOG = """exit codes:
   0  done
   1  failed
   2  usage or config error
-  3  kept for the release gate, which is not there yet
+  3  the gate refused what would have been published
   4  another run holds the lease
   130 interrupted
 
@@ -80,6 +81,8 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
     line |= {"outputs": result.outputs, "metrics": result.metrics, "counts": result.counts} | result.details
     if config is not None and code is None and not getattr(args, "dry_run", False):
         _keep(kept, config, name=name, line=line)
+    if config is not None and hasattr(job, "remember") and not getattr(args, "dry_run", False):
+        job.remember(config, line)
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     if code is not None:

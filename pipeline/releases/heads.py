@@ -96,6 +96,15 @@ class Log:
         newest = self.newest()
         return newest.release if newest else None
 
+    def pointed(self) -> Entry | None:
+        """Return the entry that made the current release current, None when nothing is published."""
+        entry = self.newest()
+        while entry is not None and entry.release is not None:
+            if entry.kind in ("publish", "rollback"):
+                return entry
+            entry = self._read(entry.seq - 1)
+        return None
+
     def releases(self) -> Iterator[str]:
         """Yield the releases that were current, each once, the newest first; entries are read as needed."""
         entry = self.newest()
