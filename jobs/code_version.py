@@ -10,7 +10,9 @@ from pipeline.releases.addresses import digest_json
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = (
     "pipeline/learning/training.py",
-    "pipeline/learning/engine.py",
+    "pipeline/learning/engine/config.py",
+    "pipeline/learning/engine/local.py",
+    "pipeline/learning/pieces.py",
     "pipeline/corpus/plan.py",
     "pipeline/codes.py",
     "pipeline/encoding/encoder.py",

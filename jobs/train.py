@@ -27,10 +27,11 @@ from jobs.surroundings import journal, surroundings
 from jobs.training_run import TrainingRun, keep_model, plan_run
 from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
-from pipeline.learning.checkpoint import load_checkpoint, read_index
-from pipeline.learning.engine import make_engine
+from pipeline.learning.checkpoint import START
 from pipeline.learning.gather import rank, world_size
-from pipeline.learning.training import START, Hooks, fit
+from pipeline.learning.resume import open_engine
+from pipeline.learning.training import Hooks, fit
+from pipeline.learning.watch import StepWatch
 
 WRITES = True
 
@@ -89,7 +90,6 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
     """
     plan: TrainingRun = argument["run"]
     here = surroundings(plan, bar=argument.get("bar", sys.stderr.isatty()))
-    engine = make_engine(plan.build(), plan.train, plan.deepspeed, device=here.device)
     feed = Feed(
         plan.listing,
         PieceReader(plan.filesystem, plan.recipe, plan.listing.classes),
@@ -100,22 +100,30 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         ranks=world_size(),
         decode=here.decode,
     )
-    start, metrics = START, {}
     try:
         with here.newest_checkpoint() as folder:
-            if folder is not None:
-                start, metrics = load_checkpoint(engine, folder, plan.facts), read_index(folder)["metrics"]
-        if rank() == 0 and start != START:
-            log.warning("going on from epoch %d, step %d", start.epoch, start.step)
+            resumed = open_engine(
+                plan.build(),
+                plan.train,
+                plan.deepspeed,
+                folder=folder,
+                facts=plan.facts,
+                device=here.device,
+            )
     except ValueError as error:
         return {"error": str(error)}
+    engine, start = resumed.engine, resumed.position
+    if rank() == 0 and start != START:
+        log.warning("going on from epoch %d, step %d", start.epoch, start.step)
     try:
         with journal(plan, feed.steps_per_epoch, start.step, bar=here.bar) as note:
-            hooks = Hooks(note, validator(plan), here.report, plan.facts)
+            hooks = Hooks(note, StepWatch(plan.train.step_timeout), validator(plan), here.report, plan.facts)
             fitted = fit(engine, feed, plan.train, seed=plan.config.run.seed, start=start, hooks=hooks)
     except FloatingPointError as error:
         return {"error": str(error)}
-    metrics |= fitted.metrics
+    metrics = resumed.metrics | fitted.metrics | fitted.cost
+    if rank() == 0 and fitted.cost:
+        log.info("%s", cost_line(fitted.cost))
     with engine.whole_weights():
         digest = keep_model(engine.method, plan, metrics) if rank() == 0 else ""
     counts = {
@@ -124,3 +132,16 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         "rows_replaced": feed.replaced.total(),  # on rank 0
     }
     return {"metrics": metrics, "counts": counts, "digest": digest}
+
+
+def cost_line(cost: dict[str, float]) -> str:
+    """Return in words what the steps of a rank cost."""
+    parts = ", ".join(
+        f"{name.removeprefix('share_')} {100 * share:.0f} %"
+        for name, share in cost.items()
+        if name.startswith("share_")
+    )
+    return (
+        f"{cost['rows_per_second_per_rank']:.0f} rows/s a rank; of the {1e3 * cost['step_seconds']:.1f} ms of a "
+        f"step: {parts}; peak memory {cost['peak_memory_gib']:.1f} GiB"
+    )

@@ -60,17 +60,12 @@ class TrainingRun:
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be gone on from."""
-        workers = self.config.resources.workers
-        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
         return {
             **self.spec,
             "run.seed": self.config.run.seed,
             "train.global_batch_size": self.train.global_batch_size,
             "train.optimiser": self.train.optimiser,
             "rows to train on": self.listing.rows,
-            "engine": f"DeepSpeed, ZeRO {stage}" if workers else "local",
-            # ZeRO cuts its state by rank; without it every rank holds all of it.
-            "resources.workers": workers if stage else "any",
         }
 
 

@@ -21,7 +21,7 @@ from pipeline.releases.storage import Storage
 
 log = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Position:
 
     epoch: int = 0
     step: int = 0
+
+
+START = Position()
 
 
 def save_checkpoint(
@@ -57,6 +60,7 @@ def save_checkpoint(
         index = {
             "format": FORMAT,
             **asdict(position),
+            "engine": engine.kind,
             "world_size": world_size(),
             "facts": dict(facts),
             "metrics": dict(metrics),
@@ -89,14 +93,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load_checkpoint(engine: Engine, folder: Path, facts: Mapping[str, Any]) -> Position:
-    """Read a complete checkpoint back into the engine and return where it stood.
+def check_facts(index: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Check that a checkpoint belongs to the run that wants to go on from it.
 
     Raises:
-        OSError: it is not complete.
         ValueError: it belongs to another run: says what differs.
     """
-    index = read_index(folder)
     mine, theirs = json.loads(json.dumps(dict(facts))), index["facts"]
     different = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
     if different:
@@ -105,8 +107,6 @@ def load_checkpoint(engine: Engine, folder: Path, facts: Mapping[str, Any]) -> P
             f"cannot go on from the checkpoint of this run: {told}; keep the old settings, or choose another "
             "run.name"
         )
-    engine.load(folder)
-    return Position(index["epoch"], index["step"])
 
 
 class CheckpointStore:

@@ -1,15 +1,21 @@
-"""What the loop reports every few steps: mean terms, code health, rows per second, time waited for data."""
+"""What the loop reports every few steps: mean terms, code health, rows per second, and where the time goes.
+
+The clock is the host's: on a GPU, which works on while the host goes ahead, time shows up where the host
+waits for it, and only the total is exact.
+"""
 
 import logging
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from cmh_models.method import SIDES, HashOutput
-from pipeline.learning.gather import all_sum, rank
+from pipeline.learning.gather import all_sum, rank, world_size
 from pipeline.learning.health import code_health, count_ones, describe_collapse
 
 log = logging.getLogger(__name__)
@@ -23,6 +29,8 @@ class Monitor:
         self.latest: dict[str, float] = {}
         self._code_length = code_length
         self._rows_per_step = rows_per_step
+        self._laps: dict[str, float] = defaultdict(float)
+        self._all_steps = 0
         self._open()
 
     def _open(self) -> None:
@@ -41,17 +49,43 @@ class Monitor:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
+            self._lap = time.perf_counter()
+            self._waited += self._lap - asked
+            self._laps["data"] += self._lap - asked
             yield batch
+
+    def lap(self, part: str) -> None:
+        """Note that a part of a step ends here; it began where the one before it ended."""
+        now = time.perf_counter()
+        self._laps[part] += now - self._lap
+        self._lap = now
 
     def add(self, values: Mapping[str, float], output: HashOutput) -> None:
         """Note one step."""
         self._steps += 1
+        self._all_steps += 1
         for name, value in values.items():
             self._terms[name] += value
         for side in SIDES:
             ones = count_ones(output[side])
             self._ones[side] = self._ones[side] + ones if side in self._ones else ones
+
+    def cost(self) -> dict[str, float]:
+        """Return the cost of all steps so far on this rank: how fast, where the time went, how much memory.
+
+        `share_*` are of the time that the steps took; `peak_memory_gib` is the largest resident size of the
+        process, and on a GPU also what its tensors took at most.
+        """
+        total = sum(self._laps.values())
+        if not total:
+            return {}
+        cost = {f"share_{part}": seconds / total for part, seconds in self._laps.items()}
+        rows = self._all_steps * self._rows_per_step / world_size()
+        cost |= {"rows_per_second_per_rank": rows / total, "step_seconds": total / self._all_steps}
+        cost["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if torch.cuda.is_available():
+            cost["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return cost
 
     def read(self) -> dict[str, float]:
         """Return the scalars of the window; all ranks call it, as it sums over them."""

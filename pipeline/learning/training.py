@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cmh_models.method import SIDES, Batch, Everyone, HashMethod, HashOutput, Progress, Term
-from pipeline.learning.checkpoint import Position, save_checkpoint
+from pipeline.learning.checkpoint import START, Position, save_checkpoint
 from pipeline.learning.engine import Engine, EngineConfig
 from pipeline.learning.gather import all_gather, all_sum, gather_objects, rank
 from pipeline.learning.monitor import Monitor
@@ -39,6 +39,8 @@ class TrainConfig(EngineConfig):
     )  # batches seen before the first; None: as the method asks
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every_epochs: int = Field(1, ge=0)  # 0: only at the end
+    checkpoint_every_steps: int = Field(0, ge=0)  # inside an epoch too; 0: at the ends of epochs only
+    step_timeout: float | None = Field(None, gt=0)  # seconds; a step that takes longer ends its rank
     validate_every_epochs: int = Field(0, ge=0)  # 0: never
 
     def rate(self, step: int, total_steps: int) -> float:
@@ -67,12 +69,13 @@ class Hooks:
     """What the loop tells, and to whom. All ranks call all of them."""
 
     log: Callable[[int, Mapping[str, float]], None] = _nothing  # (step, scalars), every `log_every` steps
+    step: Callable[[int | None], None] = _nothing  # a step begins; None: what follows is no step
     validate: Callable[[HashMethod], dict[str, float]] | None = None
     report: Callable[[Mapping[str, float], Path | None], None] = _nothing  # (metrics, this rank's checkpoint)
     facts: Mapping[str, Any] = field(default_factory=dict)  # kept in checkpoints: what a resume must share
 
 
-START, SILENT = Position(), Hooks()
+SILENT = Hooks()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class FitResult:
     position: Position
     metrics: dict[str, float]  # at the end of the last epoch; empty when there was nothing left to train
     losses: list[float]  # of every step of this call
+    cost: dict[str, float]  # rows per second, and the shares of the time that parts of a step took
 
 
 def fit(
@@ -113,24 +117,34 @@ def fit(
     losses: list[float] = []
     metrics: dict[str, float] = {}
 
+    def keep(position: Position, metrics: Mapping[str, float]) -> None:
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+            save_checkpoint(engine, Path(folder), position, facts=hooks.facts, metrics=metrics)
+            hooks.report(metrics, Path(folder))
+
     for epoch in range(start.epoch, config.epochs):
         first_step = step - epoch * batches.steps_per_epoch
         for rows in monitor.timed(batches.epoch(epoch, first_step)):
             progress = Progress(epoch, step, total_steps)
+            hooks.step(step)
             seed_step(seed, step)
             pieces = Pieces(engine, rows_at_once, partial(seed_step, seed, step))
 
             # Forward on the local rows, then everything that the loss may know of the others.
             output = pieces.forward(to_batch(method, rows, engine.device), progress)
+            monitor.lap("forward")
             sums = {name: all_sum(local) for name, local in method.sums(output).items()}
             everyone = gather_outputs(method, output)
+            monitor.lap("gather")
             with torch.no_grad():
                 method.update_statistics(everyone, sums)
 
             # The loss of the global batch, equal on all ranks, and one step on its gradient.
             terms = over_ranks(method.loss(output, everyone, sums, progress))
             values = finite_values(terms, output, rows, progress)
+            monitor.lap("loss")
             pieces.backward(torch.stack(list(terms.values())).sum(), config.rate(step, total_steps))
+            monitor.lap("step")
 
             step += 1
             losses.append(sum(values.values()))
@@ -138,22 +152,24 @@ def fit(
             if step % config.log_every == 0 or step == total_steps:
                 scalars = {"epoch": epoch, "learning_rate": config.rate(step - 1, total_steps)}
                 hooks.log(step, monitor.read() | scalars)
+            inside = step % batches.steps_per_epoch != 0
+            if inside and config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+                keep(Position(epoch, step), {"epoch": epoch, "step": step, "loss": losses[-1]})
 
         # The end of an epoch: judge, then keep.
         position, last = Position(epoch + 1, step), epoch + 1 == config.epochs
         metrics = {"epoch": epoch + 1, "step": step, "loss": losses[-1], **monitor.latest}
         if hooks.validate is not None and _due(config.validate_every_epochs, epoch, last):
+            hooks.step(None)
             judged = validated(method, hooks.validate)
             hooks.log(step, {"epoch": epoch} | judged)
             metrics |= judged
-        if not _due(config.checkpoint_every_epochs, epoch, last):
+        if _due(config.checkpoint_every_epochs, epoch, last):
+            keep(position, metrics)
+        else:
             hooks.report(metrics, None)
-            continue
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-            save_checkpoint(engine, Path(folder), position, facts=hooks.facts, metrics=metrics)
-            hooks.report(metrics, Path(folder))
-
-    return FitResult(Position(config.epochs, step), metrics, losses)
+    hooks.step(None)
+    return FitResult(Position(config.epochs, step), metrics, losses, monitor.cost())
 
 
 def collect_statistics(engine: Engine, batches: Batches, steps: int | None, total_steps: int) -> None:

@@ -18,13 +18,15 @@ DEADLINE = 300.0
 class Ranks:
     """Two processes in one process group, which call what they are given."""
 
+    count = 2
+
     def __init__(self, folder: Path) -> None:
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(2):
+        for rank in range(self.count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, folder, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.count, folder, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -50,10 +52,16 @@ class Ranks:
             process.join()
 
 
-def _serve(rank: int, folder: Path, pipe: Connection) -> None:
+class SoloRank(Ranks):
+    """One process in a process group of its own: what DeepSpeed sees of a single rank."""
+
+    count = 1
+
+
+def _serve(rank: int, ranks: int, folder: Path, pipe: Connection) -> None:
     os.environ["LOCAL_RANK"] = str(rank)  # what a launcher sets; DeepSpeed asks for it
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     while True:
         work, args = pipe.recv()
         try:

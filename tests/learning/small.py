@@ -102,6 +102,8 @@ class Rows:
 class BareEngine:
     """Averages gradients over the ranks by hand and keeps them: what any data-parallel engine does."""
 
+    kind = "bare"
+
     def __init__(self, method: HashMethod, learning_rate: float = 0.1) -> None:
         self.method, self.device = method, torch.device("cpu")
         self.gradients: list[dict[str, Tensor]] = []

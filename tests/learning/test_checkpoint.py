@@ -10,11 +10,11 @@ from pipeline.learning.checkpoint import (
     INDEX,
     CheckpointStore,
     Position,
-    load_checkpoint,
     read_index,
     save_checkpoint,
 )
 from pipeline.learning.engine import LocalEngine
+from pipeline.learning.resume import Resumed, open_engine
 from pipeline.learning.training import Hooks, TrainConfig, fit, seed_step
 from pipeline.releases.storage import Storage
 from tests.learning.ranks import Ranks
@@ -29,6 +29,11 @@ def engine() -> LocalEngine:
     return LocalEngine(Small(), CONFIG)
 
 
+def resume(folder: Path, facts: Mapping[str, object]) -> Resumed:
+    seed_step(4)
+    return open_engine(Small(), CONFIG, {}, folder=folder, facts=facts)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     save_checkpoint(engine(), tmp_path, Position(2, 11), facts=FACTS, metrics={"loss": 1.5})
@@ -36,21 +41,21 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_gives_back_its_position_and_metrics(saved: Path) -> None:
-    assert load_checkpoint(engine(), saved, FACTS) == Position(2, 11)
+    assert resume(saved, FACTS).position == Position(2, 11)
     assert read_index(saved)["metrics"] == {"loss": 1.5}
 
 
 def test_a_checkpoint_without_one_of_its_files_is_refused(saved: Path) -> None:
     (saved / "engine.pt").unlink()
     with pytest.raises(OSError, match=r"not a complete checkpoint: 1 of 1 files .* engine\.pt"):
-        load_checkpoint(engine(), saved, FACTS)
+        resume(saved, FACTS)
 
 
 def test_a_file_cut_short_is_refused(saved: Path) -> None:
     file = saved / "engine.pt"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(OSError, match="cut short"):
-        load_checkpoint(engine(), saved, FACTS)
+        resume(saved, FACTS)
 
 
 def test_a_folder_without_an_index_or_with_half_of_one_is_refused(saved: Path) -> None:
@@ -65,7 +70,7 @@ def test_a_folder_without_an_index_or_with_half_of_one_is_refused(saved: Path) -
 
 def test_a_checkpoint_of_another_run_says_what_differs(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot go on .*: method was small, is large; keep the old"):
-        load_checkpoint(engine(), saved, FACTS | {"method": "large"})
+        resume(saved, FACTS | {"method": "large"})
 
 
 def save_on_a_rank(folder: Path) -> None:
@@ -101,34 +106,35 @@ def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(tmp_path: Path) -> N
 
     with pytest.raises(Killed):
         fit(engine(), rows, CONFIG, seed=3, hooks=Hooks(report=report))
-    seed_step(99)
-    resumed = LocalEngine(Small(), CONFIG)
     with store.newest_checkpoint() as folder:
         assert folder is not None
-        start = load_checkpoint(resumed, folder, {})
-    assert start == Position(2, 6)
-    rest = fit(resumed, rows, CONFIG, seed=3, start=start)
+        found = resume(folder, {})
+    assert found.position == Position(2, 6)
+    rest = fit(found.engine, rows, CONFIG, seed=3, start=found.position)
     assert rest.losses == undisturbed.losses[6:]
     for name, value in whole.method.state_dict().items():
-        assert torch.equal(value, resumed.method.state_dict()[name]), name
+        assert torch.equal(value, found.engine.method.state_dict()[name]), name
 
 
-def test_a_run_can_start_in_the_middle_of_an_epoch() -> None:
-    rows, undisturbed = Rows(48, 16), fit(engine(), Rows(48, 16), CONFIG, seed=3)
+def test_a_run_goes_on_from_a_checkpoint_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    rows, undisturbed = Rows(80, 16), fit(engine(), Rows(80, 16), CONFIG, seed=3)
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": 2, "checkpoint_every_epochs": 2})
+    store, steps = CheckpointStore(Storage(tmp_path), "checkpoints", keep=9), []
 
-    class Killed(Exception):
-        pass
+    def report(metrics: Mapping[str, float], folder: Path | None) -> None:
+        if folder is not None:
+            steps.append(metrics["step"])
+            store.report(metrics, folder)
 
-    def log(step: int, scalars: Mapping[str, float]) -> None:
-        if step == 4:
-            raise Killed
-
-    part = engine()
-    with pytest.raises(Killed):
-        fit(part, rows, CONFIG.model_copy(update={"log_every": 1}), seed=3, hooks=Hooks(log=log))
-    rest = fit(part, rows, CONFIG, seed=3, start=Position(1, 4))
-    assert rest.losses == undisturbed.losses[4:]
-    assert rest.position == Position(3, 9)
+    fit(engine(), rows, config, seed=3, hooks=Hooks(report=report))
+    assert steps == [2, 4, 6, 8, 10, 12, 14, 15]  # every second step, each second epoch and the last
+    for step, epoch in ((4, 0), (6, 1), (14, 2)):
+        folder = tmp_path / "checkpoints" / f"step-{step:012d}"
+        found = resume(folder, {})
+        assert found.position == Position(epoch, step)
+        rest = fit(found.engine, rows, CONFIG, seed=3, start=found.position)
+        assert rest.losses == undisturbed.losses[step:]
+        assert rest.position == Position(3, 15)
 
 
 def test_the_store_keeps_the_last_two_and_passes_over_one_cut_short(

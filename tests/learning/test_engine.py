@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cmh_models.method import HashMethod
-from pipeline.learning.checkpoint import Position, load_checkpoint, read_index
+from pipeline.learning.checkpoint import Position, read_index
 from pipeline.learning.engine import EngineConfig, LocalEngine, make_engine
 from pipeline.learning.gather import gather_objects, rank
+from pipeline.learning.resume import open_engine
 from pipeline.learning.training import Hooks, TrainConfig, fit, seed_step
 from tests.learning.ranks import Ranks
 from tests.learning.small import Rows, Small
@@ -31,10 +32,10 @@ def resume_on_a_rank(stage: int, folder: Path) -> tuple[list[float], list[float]
     engine = make_engine(Small(), CONFIG, json)
     undisturbed = fit(engine, Rows(96, 32), CONFIG, seed=3, hooks=Hooks(report=keep))
     seed_step(50 + rank())
-    resumed = make_engine(Small(), CONFIG, json)
-    start = load_checkpoint(resumed, merged, {})
-    assert start == Position(1, 3) and read_index(merged)["world_size"] == 2
-    return undisturbed.losses[3:], fit(resumed, Rows(96, 32), CONFIG, seed=3, start=start).losses
+    resumed = open_engine(Small(), CONFIG, json, folder=merged, facts={})
+    assert resumed.position == Position(1, 3) and read_index(merged)["world_size"] == 2
+    rest = fit(resumed.engine, Rows(96, 32), CONFIG, seed=3, start=resumed.position)
+    return undisturbed.losses[3:], rest.losses
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

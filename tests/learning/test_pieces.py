@@ -1,4 +1,4 @@
-"""A batch cut into pieces has the loss and gradient of the whole: every method, on ranks, every ZeRO stage."""
+"""A batch cut into pieces has the loss and gradient of the whole: each method, on ranks, each ZeRO stage."""
 
 from collections.abc import Callable
 from typing import Any
