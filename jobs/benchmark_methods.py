@@ -109,8 +109,9 @@ def run_cells(cells: list[Cell], asked: Asked, *, processes: int) -> Iterator[di
 def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, str]:
     """Write the table as JSON, Markdown and SVG, and into the README if that is asked for."""
     table = summarise(records)
-    results = {"command": COMMAND, "commit": _commit(), "table": table}
-    for note in notes(table):
+    bits = BITS if args.bits is None or BITS in args.bits else args.bits[0]
+    results = {"command": COMMAND, "commit": _commit(), "bits": bits, "table": table}
+    for note in notes(table, bits):
         log.info("%s", note)
     page, plot = results_page(results), results_plot(results)
     for name, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", page), ("svg", plot)):

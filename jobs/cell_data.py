@@ -8,13 +8,13 @@ all that went into them.
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmh_models import build_method
@@ -22,7 +22,7 @@ from cmh_models.descriptor import DESCRIPTOR_VERSION
 from jobs.config import Config
 from jobs.source import source_digest
 from pipeline.corpus.decode import decode_pairs
-from pipeline.corpus.schema import resolve_columns
+from pipeline.corpus.schema import Columns, resolve_columns
 from pipeline.encoding.baselines import describe_pairs
 from pipeline.encoding.models import input_recipe
 from pipeline.releases.addresses import digest_json
@@ -30,13 +30,12 @@ from pipeline.releases.addresses import digest_json
 VALIDATION_SHARE = 0.15
 VALIDATION = "validation"
 
-GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "icons": lambda row: str(row["id"]).partition("-")[0],  # the first word: never finer than the base icon
-    "fashion": lambda row: str(row["text"]),
+GROUPS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "icons": ("id", lambda name: name.partition("-")[0]),  # the first word: never finer than the base icon
+    "fashion": ("text", str),
 }
-"""Sets in which rows are siblings, and what siblings have in common; elsewhere every row stands alone."""
-_GROUP_COLUMNS = {"icons": ["id"], "fashion": ["id", "text"]}
-_VIEW_VERSION = 1
+"""Sets in which rows are siblings: a column, and what siblings have in common of its value."""
+_VIEW_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def open_view(data: DataSet, config: Config, *, fold: int | None, described: boo
     if fold is not None:
         files = sorted(folder.glob("*.parquet"))
         target = cache / digest_json([name, data.name, VALIDATION, VALIDATION_SHARE, fold])
-        folder = _made(target, lambda made: _split_off(files, data.name, fold, made))
+        folder = _made(target, lambda made: _split_off(files, sibling_groups(data), fold, made))
         settings += (f"data.split.query=[{VALIDATION}]", "data.split.retrieval=[train]")
     return View(folder, settings)
 
@@ -103,8 +102,14 @@ def sibling_groups(data: DataSet) -> dict[str, str]:
     """Return what each row has in common with its siblings, by key; empty where rows stand alone."""
     if data.name not in GROUPS:
         return {}
-    tables = [pq.read_table(file, columns=_GROUP_COLUMNS[data.name]) for file in data.files]
-    return {str(row["id"]): GROUPS[data.name](row) for table in tables for row in table.to_pylist()}
+    column, common = GROUPS[data.name]
+    groups: dict[str, str] = {}
+    for file in data.files:
+        key = resolve_columns(pq.read_schema(file), Columns(), where=str(file)).key
+        table = pq.read_table(file, columns=list({key, column}))
+        values = [common(str(value)) for value in table[column].to_pylist()]
+        groups |= dict(zip(map(str, table[key].to_pylist()), values, strict=True))
+    return groups
 
 
 def in_fold(group: str, fold: int) -> bool:
@@ -113,16 +118,18 @@ def in_fold(group: str, fold: int) -> bool:
     return int.from_bytes(drawn, "big") < VALIDATION_SHARE * 2**64
 
 
-def _split_off(files: list[Path], name: str, fold: int, folder: Path) -> None:
+def _split_off(files: list[Path], groups: Mapping[str, str], fold: int, folder: Path) -> None:
     """Keep the train rows only, some of them marked as validation rows."""
-    group_of = GROUPS.get(name, lambda row: str(row["id"]))
     for file in files:
         table = pq.read_table(file)
-        table = table.filter(pa.compute.equal(table["split"].cast(pa.string()), "train"))
-        rows = table.select(_GROUP_COLUMNS.get(name, ["id"])).to_pylist()
-        split = [VALIDATION if in_fold(group_of(row), fold) else "train" for row in rows]
-        at = table.schema.get_field_index("split")
-        pq.write_table(table.set_column(at, "split", pa.array(split)), folder / file.name)
+        columns = resolve_columns(table.schema, Columns(), where=str(file))
+        if columns.split is None:
+            raise ValueError(f"{file}: no column 'split': nothing says which rows are train")
+        table = table.filter(pc.equal(table[columns.split].cast(pa.string()), "train"))
+        keys = [str(key) for key in table[columns.key].to_pylist()]
+        split = [VALIDATION if in_fold(groups.get(key, key), fold) else "train" for key in keys]
+        at = table.schema.get_field_index(columns.split)
+        pq.write_table(table.set_column(at, columns.split, pa.array(split)), folder / file.name)
 
 
 def _describe(files: tuple[Path, ...], config: Config, folder: Path) -> None:

@@ -24,6 +24,7 @@ from jobs.config import Config, load_config
 from jobs.sets import EncodedSet, encode_sets
 from jobs.source import source_uri
 from jobs.training_run import plan_run
+from pipeline.codes import pack
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.corpus.decode import Pairs
 from pipeline.encoding.encoder import relaxed_codes
@@ -32,7 +33,7 @@ from pipeline.learning.engine import LocalEngine, local_device
 from pipeline.learning.training import TrainConfig, fit
 from pipeline.quality.evaluation import Evaluation, evaluate_relaxed_codes
 from pipeline.quality.protocol import Coding
-from pipeline.releases.addresses import digest_json
+from pipeline.releases.addresses import digest_bytes, digest_json
 
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
 NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
@@ -192,7 +193,14 @@ def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
         "steps": fitted.position.step,
         "loss": fitted.losses[-1],
         "train_seconds": round(trained - started, 2),
+        "codes": codes_digest(query, retrieval),
     }
+
+
+def codes_digest(query: EncodedSet, retrieval: EncodedSet) -> str:
+    """Return a digest of the packed codes of both sides, rows in the order of the source."""
+    codes = [pack(rows.array("relaxed", side)) for rows in (query, retrieval) for side in SIDES]
+    return digest_bytes(b"".join(values.tobytes() for values in codes))
 
 
 def relaxed_sets(method: HashMethod, config: Config) -> tuple[EncodedSet, EncodedSet]:

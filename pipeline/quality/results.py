@@ -12,19 +12,19 @@ _COLOURS = ("#1b6ca8", "#2a9d8f", "#d1495b", "#8d5a97", "#e09f3e", "#bbbbbb", "#
 
 
 def readme_block(results: Mapping[str, Any]) -> str:
-    """Return the README's table: mAP@all at 32 bits, both directions, means over the seeds."""
-    rows, sets = results["table"], _sets(results["table"])
+    """Return the README's table: mAP@all at the main code length, both directions, means over the seeds."""
+    rows, sets, bits = results["table"], _sets(results["table"]), results["bits"]
     lines = [
         MARKERS[0],
-        "| I2T / T2I, 32 bits | " + " | ".join(sets) + " |",
+        f"| I2T / T2I, {bits} bits | " + " | ".join(sets) + " |",
         "|---" * (len(sets) + 1) + "|",
     ]
     for method in _methods(rows):
-        cells = [pair(find(rows, data, method, 32)) for data in sets]
+        cells = [pair(find(rows, data, method, bits)) for data in sets]
         lines.append(f"| {METHODS.get(method, method)} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        _seeds_and_spread(rows, sets),
+        _seeds_and_spread(results),
         "",
         f"`{results['command']}`, commit {results['commit']}.",
         MARKERS[1],
@@ -34,30 +34,30 @@ def readme_block(results: Mapping[str, Any]) -> str:
 
 def results_page(results: Mapping[str, Any]) -> str:
     """Return the whole page."""
-    rows = results["table"]
+    rows, bits = results["table"], results["bits"]
     parts = [
         "# Results",
         f"Written by `{results['command']}` at commit {results['commit']}; ties, seeds, digests and protocol "
         "of each number are in [results.json](results.json). Do not edit.",
         "## Protocol",
         _protocol(rows),
-        "## 32 bits, every set",
+        f"## {bits} bits, every set",
         "mAP@all, I2T / T2I, each side by its own tower, mean over the seeds:",
         "\n".join(readme_block(results).splitlines()[1:-4]),
-        _seeds_and_spread(rows, _sets(rows)),
-        "![mAP@all at 32 bits](results.svg)",
-        *[part for data in _sets(rows) for part in _one_set(rows, data)],
+        _seeds_and_spread(results),
+        f"![mAP@all at {bits} bits](results.svg)",
+        *[part for data in _sets(rows) for part in _one_set(results, data)],
         "## Wiki at 16, 32, 64 and 128 bits, beside published rows",
         *_wiki(rows),
         "## Where a method loses",
-        _listed(notes(rows)) or "No method is below a baseline or its bar.",
+        _listed(notes(rows, bits)) or "No method is below a baseline or its bar.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def results_plot(results: Mapping[str, Any]) -> str:
     """Return an SVG: a line per set and direction, a dot per method."""
-    rows = results["table"]
+    rows, bits = results["table"], results["bits"]
     lines = [(data, way) for data in _sets(rows) for way in ("i2t", "t2i")]
     methods, left, width = _methods(rows), 130, 560
     height = 40 + 24 * len(lines)
@@ -70,7 +70,7 @@ def results_plot(results: Mapping[str, Any]) -> str:
         y = 32 + 24 * number
         body.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{data} {way.upper()}</text>')
         for method, colour in zip(methods, _COLOURS, strict=False):
-            row = find(rows, data, method, 32)
+            row = find(rows, data, method, bits)
             if row is not None:
                 value = row[OWN][f"map_{way}"]["mean"]
                 body.append(
@@ -83,13 +83,14 @@ def results_plot(results: Mapping[str, Any]) -> str:
         body.append(f'<text x="{left + width + 36}" y="{y + 4}">{METHODS[method]}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 220}" height="{height}" '
-        'font-family="sans-serif" font-size="12"><title>mAP@all at 32 bits, by set and direction</title>'
+        f'font-family="sans-serif" font-size="12"><title>mAP@all at {bits} bits, by set and direction</title>'
         f'<rect width="100%" height="100%" fill="white"/>{"".join(body)}</svg>\n'
     )
 
 
 def _protocol(rows: Sequence[Row]) -> str:
-    first = next(row["protocol"] for row in rows if row["method"] not in BASELINES and "protocol" in row)
+    with_protocol = [row for row in rows if "protocol" in row]
+    first = max(with_protocol, key=lambda row: row["method"] not in BASELINES)["protocol"]
     told = [
         "Relevant: the two share at least one label. I2T: an image asks, texts are found; T2I the reverse.",
         "mAP@all ranks every retrieval row by Hamming distance; mAP@50 the first 50, and divides by the "
@@ -104,9 +105,10 @@ def _protocol(rows: Sequence[Row]) -> str:
     return _listed(told)
 
 
-def _one_set(rows: Sequence[Row], data: str) -> list[str]:
-    """Return a set's table at 32 bits: both cut-offs with spreads, and the joint code."""
-    shown = [row for method in _methods(rows) if (row := find(rows, data, method, 32)) is not None]
+def _one_set(results: Mapping[str, Any], data: str) -> list[str]:
+    """Return a set's table: both cut-offs with spreads, and the joint code."""
+    rows, bits = results["table"], results["bits"]
+    shown = [row for method in _methods(rows) if (row := find(rows, data, method, bits)) is not None]
     if not shown:
         return []
     about = shown[0]["protocol"]
@@ -115,9 +117,9 @@ def _one_set(rows: Sequence[Row], data: str) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in shown:
-        bits = "/".join(map(str, row.get("code_length", [row["bits"]])))
+        length = "/".join(map(str, row.get("code_length", [bits])))
         lines.append(
-            f"| {METHODS[row['method']]} | {bits} | {pair(row)} | {pair(row, of='spread')} | "
+            f"| {METHODS[row['method']]} | {length} | {pair(row)} | {pair(row, of='spread')} | "
             f"{pair(row, metric='map50')} | {pair(row, metric='map50', of='spread')} | "
             f"{pair(row, JOINT)} | {row['seconds']:.0f} |"
         )
@@ -151,19 +153,18 @@ def _wiki(rows: Sequence[Row]) -> list[str]:
     return [f"Published rows: {SOURCE}", *parts]
 
 
-def _seeds_and_spread(rows: Sequence[Row], sets: Sequence[str]) -> str:
-    shown = [row for row in rows if row["bits"] == 32 and "absent" not in row]
-    counts = {data: sorted({len(row["seeds"]) for row in shown if row["data"] == data}) for data in sets}
-    least = {data: "/".join(map(str, values)) for data, values in counts.items()}
-    widest = {
-        data: max(
-            row[OWN][f"map_{way}"]["spread"] for row in shown if row["data"] == data for way in ("i2t", "t2i")
-        )
-        for data in sets
-    }
-    seeds = ", ".join(f"{data} {least[data]}" for data in sets)
-    spread = ", ".join(f"{data} {digits(widest[data])}" for data in sets)
-    return f"Seeds: {seeds}. Largest spread of a cell: {spread}."
+def _seeds_and_spread(results: Mapping[str, Any]) -> str:
+    """Say how many seeds each set has, and how far they are apart at most."""
+    seeds, spreads = [], []
+    for data in _sets(results["table"]):
+        shown = [row for row in results["table"] if (row["data"], row["bits"]) == (data, results["bits"])]
+        shown = [row for row in shown if "absent" not in row]
+        if shown:
+            counts = sorted({len(row["seeds"]) for row in shown})
+            widest = max(row[OWN][f"map_{way}"]["spread"] for row in shown for way in ("i2t", "t2i"))
+            seeds.append(f"{data} {'/'.join(map(str, counts))}")
+            spreads.append(f"{data} {digits(widest)}")
+    return f"Seeds: {', '.join(seeds)}. Largest spread of a cell: {', '.join(spreads)}."
 
 
 def _sets(rows: Sequence[Row]) -> list[str]:
