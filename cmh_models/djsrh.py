@@ -90,10 +90,10 @@ class DJSRH(HashMethod):
                 place = slice(everyone.start, everyone.start + len(codes))
                 products, total = self._from_arrays(everyone, place), len(everyone["units"])
         weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
-        errors = squared_errors(codes, products) * codes.new_tensor(weights)
+        errors = squared_errors(codes, products, weights)
         pairs = codes.new_tensor(float(len(codes))) * total
         names = ("image_image", "text_text", "image_text")
-        return {name: Term(error, pairs) for name, error in zip(names, errors.unbind(), strict=True)}
+        return {name: Term(error, pairs) for name, error in zip(names, errors, strict=True)}
 
     def _by_arrays(self, rows: int) -> bool:
         """Tell whether (B, B) arrays take fewer multiplications than moments."""
@@ -123,7 +123,7 @@ class DJSRH(HashMethod):
             alpha=self.config.scale * eta / len(f),
         )
         codes, flat = everyone["units"], target.reshape(-1)
-        return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat), own=True)
+        return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat))
 
     def _by_moments(self, output: HashOutput, moments: dict[str, Tensor]) -> TargetProducts:
         """Return what the errors need, from moments: no array has a row for each row of the global batch.
@@ -151,7 +151,7 @@ class DJSRH(HashMethod):
         squares = squares + (e * (2 * sums + rows * e)).sum()
         pulls = torch.addmm(e * moments["codes"], a[0], moments["image_codes"])
         pulls.addmm_(a[1], moments["text_codes"])
-        return TargetProducts(moments["grams"], pulls, torch.as_tensor(squares), own=True)
+        return TargetProducts(moments["grams"], pulls, torch.as_tensor(squares))
 
 
 def moments_of(output: HashOutput) -> dict[str, Tensor]:

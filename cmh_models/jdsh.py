@@ -31,6 +31,9 @@ from cmh_models.towers import (
 FACTORS = ("image_target", "text_target", "image_norm", "text_norm", "image_cross", "text_cross")
 """What `Rows` holds, by its name in an output; the last two stay on their rank."""
 
+MATRICES = ("image_image", "text_text", "image_text")
+"""The matrices of cosines that are held against the target, in the order of `losses`."""
+
 
 class JDSHConfig(MethodConfig):
     """Settings of JDSH; the symbols are those of the paper or of its code."""
@@ -126,25 +129,26 @@ class JDSH(HashMethod):
         self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], progress: Progress
     ) -> dict[str, Term]:
         """Return the errors of pairs within and across sides, of own pairs, and the coherence of pairs."""
-        codes, all_codes = output["units"], everyone["units"]
+        codes, all_codes, config = output["units"], everyone["units"], self.config
         place = slice(everyone.start, everyone.start + len(codes))
-        with torch.no_grad():
-            own_target, fused = self._fused(output, everyone, sums, place)
-        if self.config.pair_means == "all":
-            targets = ((columns, self.similarity.decide(part)) for columns, part in fused)
-            with torch.no_grad():
-                products = target_products(all_codes, targets, place)
-            errors = squared_errors(codes, products)[:, None]
-            pairs = errors.new_tensor([len(codes) * (len(all_codes) - 1.0)])
-        else:
-            errors, pairs = class_errors(codes, all_codes, place.start, blocks=self._blocks(fused))
-        terms = self._pair_terms(errors, pairs)
         rows = codes.new_tensor(float(len(codes)))
-        image, text = codes.chunk(2, dim=1)
-        own = (image * text).sum(1)
-        terms["paired"] = Term(self.config.paired_weight * (own - own_target).square().sum(), rows)
-        terms["coherence"] = Term(-self.config.coherence_weight * own.sum(), rows)
-        return terms
+        own_weights = config.paired_weight, config.coherence_weight
+        fused = self._fused(output, everyone, sums, place)
+        if config.pair_means == "separate":
+            errors, pairs, own = class_errors(codes, all_codes, place.start, blocks=self._blocks(fused))
+            cosines = torch.linalg.vecdot(*codes.chunk(2, dim=1))
+            terms = self._class_terms(errors, pairs)
+            sides = own_weights[0] * (cosines - own).square().sum(), -own_weights[1] * cosines.sum()
+        else:
+            with torch.no_grad():
+                targets = ((columns, self.similarity.decide_(part)) for columns, part in fused)
+                products = target_products(all_codes, targets, place)
+            weights = (config.intra_weight, config.intra_weight, config.cross_weight, *own_weights)
+            *sums_of_errors, paired, coherence = squared_errors(codes, products, weights)
+            others = rows * (len(all_codes) - 1)
+            terms = {name: Term(error, others) for name, error in zip(MATRICES, sums_of_errors, strict=True)}
+            sides = paired, coherence
+        return terms | {"paired": Term(sides[0], rows), "coherence": Term(sides[1], rows)}
 
     def _phase(self) -> Phase:
         """Return what is estimated now; moments restart in each round until the scaling stands."""
@@ -184,34 +188,29 @@ class JDSH(HashMethod):
         missing = tensors["image_norm"].new_empty(len(tensors["image_norm"]), 0)
         return Rows(*(tensors.get(name, missing) for name in FACTORS))
 
+    @torch.no_grad()
     def _fused(
         self, output: HashOutput, everyone: Everyone, sums: dict[str, Tensor], place: slice
-    ) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
-        """Return the (b,) targets of own pairs; the similarity of local rows and all, in column chunks."""
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the similarity of local rows and all, in column chunks."""
         total = len(everyone["image_target"])
         if self.in_batch and not under("moments", sums):
-            fused = self.similarity.fuse_in_batch(everyone["image_target"], everyone["text_target"], place)
-            own = self.similarity.decide(fused.diagonal(place.start))
-            return own, iter([(slice(0, total), fused)])
+            targets = everyone["image_target"], everyone["text_target"]
+            yield slice(0, total), self.similarity.fuse_in_batch(*targets, place)
+            return
         rows, columns = self._rows(output, sums), self._rows(everyone, sums)
-        parts = (
-            slice(first, min(first + self.config.chunk, total))
-            for first in range(0, total, self.config.chunk)
-        )
-        chunks = ((part, self.similarity.fuse(rows, columns.part(part))) for part in parts)
-        return self.similarity.decide(self.similarity.paired(rows)), chunks
+        for first in range(0, total, self.config.chunk):
+            part = slice(first, min(first + self.config.chunk, total))
+            yield part, self.similarity.fuse(rows, columns.part(part))
 
     def _blocks(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[Block]:
         for columns, part in fused:
             yield Block(columns, self.similarity.decide(part), self.similarity.classes(part))
 
-    def _pair_terms(self, errors: Tensor, pairs: Tensor) -> dict[str, Term]:
+    def _class_terms(self, errors: Tensor, pairs: Tensor) -> dict[str, Term]:
         weights = (self.config.intra_weight, self.config.intra_weight, self.config.cross_weight)
         terms = {}
-        for which, name in enumerate(("image_image", "text_text", "image_text")):
-            if self.config.pair_means == "all":
-                terms[name] = Term(weights[which] * errors[which, 0], pairs[0])
-                continue
+        for which, name in enumerate(MATRICES):
             for number, kind in enumerate(("bulk", "left", "right")):
                 weight = weights[which] * self.config.class_weights[number]
                 terms[f"{name}_{kind}"] = Term(weight * errors[which, number], pairs[number])

@@ -5,7 +5,7 @@ a few products (`TargetProducts`), which a method makes in column chunks or from
 fewer operations. Where classes of pairs are averaged each on its own, errors are made block by block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ class TargetProducts:
     grams: Tensor  # (L, 2L): U'U and V'V
     pulls: Tensor  # (b, 2L): the local rows of S U and S V
     squares: Tensor  # (), the sum of squares of the local rows of S
-    own: bool  # pairs (i, i) count; else S holds 0 there and they are left out
+    own: Tensor | None = None  # (b,) S_ii, if pairs (i, i) are left out of all this
 
 
-def squared_errors(codes: Tensor, products: TargetProducts) -> Tensor:
+def squared_errors(codes: Tensor, products: TargetProducts, weights: Sequence[float]) -> tuple[Tensor, ...]:
     """Sum the squared errors of cosines against targets over pairs of local rows and the global batch.
 
     The gradient is the whole one of the local codes: as rows here, and as columns of the rows of other ranks,
@@ -32,41 +32,58 @@ def squared_errors(codes: Tensor, products: TargetProducts) -> Tensor:
 
     Args:
         codes: (b, 2L): image and text codes of the local rows, each of unit length.
+        weights: of the sums, in their order.
     Returns:
-        (3,): image-image, text-text and image-text.
+        Weighted sums: image-image, text-text and image-text errors, and where pairs (i, i) are left out of
+        these, the image-text errors of own pairs and their negative cosines.
     """
-    result: Tensor = _SquaredErrors.apply(products, codes)
-    return result
+    return tuple(_SquaredErrors.apply(products, weights, codes))
 
 
 class _SquaredErrors(torch.autograd.Function):
     """sum (u_i v_j - S_ij)^2 = sum u_i (V'V) u_i' - 2 u_i (S V)_i' + S_ij^2, each as sums over local rows."""
 
     @staticmethod
-    def forward(ctx: Any, products: TargetProducts, codes: Tensor) -> Tensor:
-        rows, length = products.pulls.shape
-        both = codes.view(rows, 2, length // 2)
-        sums, errors = [], []
-        for side in both.unbind(1):
-            # Row i holds the sum over j of (error of the pair) times (code of j), for j of either side.
-            error = torch.addmm(products.pulls, side, products.grams, beta=-1).view_as(both)
-            if not products.own:
-                own = (both * side[:, None]).sum(2, keepdim=True)
-                error.addcmul_(own, both, value=-1)
-            sums.append(((error - products.pulls.view_as(both)) * side[:, None]).sum((0, 2)))
-            errors.append(error)
-        ctx.save_for_backward(*errors)
-        image, text = sums
-        return torch.stack([image[0], text[1], image[1]]) + products.squares
+    def forward(ctx: Any, products: TargetProducts, weights: Sequence[float], codes: Tensor) -> Any:
+        image, text = codes.chunk(2, dim=1)
+        # Row i holds the sum over j of (error of the pair) times (code of j), for images j and texts j.
+        of_image = torch.addmm(products.pulls, image, products.grams, beta=-1)
+        of_text = torch.addmm(products.pulls, text, products.grams, beta=-1)
+        length, apart, sums = image.shape[1], image[:, :0], []
+        if products.own is not None:
+            cosines = (image * text).sum(1, keepdim=True)
+            of_image[:, :length] -= image  # its cosine with itself is 1
+            of_image[:, length:].addcmul_(cosines, text, value=-1)
+            of_text[:, :length].addcmul_(cosines, image, value=-1)
+            of_text[:, length:] -= text
+            apart = cosines - products.own[:, None]
+            sums = [weights[3] * apart.square().sum(), -weights[4] * cosines.sum()]
+        ctx.weights = weights
+        ctx.save_for_backward(codes, of_image, of_text, apart)
+        left = of_image - products.pulls
+        within_image, within_text = image * left[:, :length], text * (of_text - products.pulls)[:, length:]
+        errors = within_image.sum(), within_text.sum(), (image * left[:, length:]).sum()
+        weighted = (
+            weight * (error + products.squares) for weight, error in zip(weights, errors, strict=False)
+        )
+        return *weighted, *sums
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> Any:
-        image, text = ctx.saved_tensors
-        within_image, within_text, across = outer.unbind()
-        image_weights = torch.stack([4 * within_image, 2 * across])[:, None]
-        text_weights = torch.stack([2 * across, 4 * within_text])[:, None]
-        grads = (image * image_weights).sum(1), (text * text_weights).sum(1)
-        return None, torch.cat(grads, dim=1)
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        codes, of_image, of_text, apart = ctx.saved_tensors
+        weights, length = ctx.weights, codes.shape[1] // 2
+        across = 2 * weights[2] * outer[2]
+        grad = torch.empty_like(codes)
+        image, text = grad[:, :length], grad[:, length:]
+        torch.mul(of_image[:, :length], 4 * weights[0] * outer[0], out=image)
+        image.addcmul_(of_image[:, length:], across)
+        torch.mul(of_text[:, length:], 4 * weights[1] * outer[1], out=text)
+        text.addcmul_(of_text[:, :length], across)
+        if apart.shape[1]:
+            pull = 2 * weights[3] * outer[3] * apart - weights[4] * outer[4]
+            image.addcmul_(pull, codes[:, length:])
+            text.addcmul_(pull, codes[:, :length])
+        return None, None, grad
 
 
 def target_products(codes: Tensor, targets: Iterable[tuple[slice, Tensor]], rows: slice) -> TargetProducts:
@@ -74,17 +91,25 @@ def target_products(codes: Tensor, targets: Iterable[tuple[slice, Tensor]], rows
 
     Args:
         codes: (B, 2L), image and text codes of the global batch.
-        targets: columns and the (b, c) targets of the local rows there, which are changed; they cover B once.
+        targets: columns, in order, and the (b, c) targets of the local rows there, which are changed.
         rows: where the local rows stand in the global batch; pairs (i, i) are left out.
     """
     pulls = codes.new_zeros(rows.stop - rows.start, codes.shape[1])
-    squares = codes.new_zeros(())
+    squares, own = codes.new_zeros(()), []
     for columns, target in targets:
-        target.diagonal(rows.start - columns.start).zero_()
+        own.append(take_own(target, rows.start - columns.start))
         pulls.addmm_(target, codes[columns])
         flat = target.reshape(-1)
         squares += torch.dot(flat, flat)
-    return TargetProducts(grams_of(codes), pulls, squares, own=False)
+    return TargetProducts(grams_of(codes), pulls, squares, torch.cat(own))
+
+
+def take_own(target: Tensor, shift: int) -> Tensor:
+    """Return the targets of pairs (i, i) of a block and put 0 there; local row i is column i + shift."""
+    diagonal = target.diagonal(shift)
+    own = diagonal.clone()
+    diagonal.zero_()
+    return own
 
 
 def grams_of(codes: Tensor) -> Tensor:
@@ -104,20 +129,20 @@ class Block:
 
 def class_errors(
     codes: Tensor, everyone: Tensor, start: int, *, blocks: Iterable[Block]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum the squared errors of cosines against targets over each class of pairs of different rows.
 
     Args:
         codes: (b, 2L): image and text codes of the local rows, each of unit length.
         everyone: the same of the global batch, (B, 2L), with gradient.
         start: where the local rows stand in the global batch.
-        blocks: cover the B columns once.
+        blocks: cover the B columns once, in order; their targets are changed.
     Returns:
-        (3, classes): image-image, text-text and local image against all texts; and the (classes,) numbers of
-        pairs. Pairs (i, i) are left out.
+        (3, classes): image-image, text-text and local image against all texts; the (classes,) numbers of
+        pairs; and the (b,) targets of pairs (i, i), which are left out of both.
     """
-    sums, counts = _ClassErrors.apply(blocks, start, *codes.chunk(2, dim=1), *everyone.chunk(2, dim=1))
-    return sums, counts
+    sums, counts, own = _ClassErrors.apply(blocks, start, *codes.chunk(2, dim=1), *everyone.chunk(2, dim=1))
+    return sums, counts, own
 
 
 class _ClassErrors(torch.autograd.Function):
@@ -126,16 +151,18 @@ class _ClassErrors(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, blocks: Iterable[Block], start: int, image: Tensor, text: Tensor, *everyone: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = ((image, everyone[0]), (text, everyone[1]), (image, everyone[1]))
         sums: list[list[Tensor]] = [[], [], []]
         counts: list[Tensor] = []
+        own: list[Tensor] = []
         row_grads: list[dict[int, Tensor]] = [{}, {}, {}]
         column_grads: list[dict[int, Tensor]] = [{}, {}, {}]
         for block in blocks:
             shift = start - block.columns.start
             numbers = [mask.sum() - mask.diagonal(shift).sum() for mask in block.classes]
             counts.append(torch.stack(numbers).to(image.dtype))
+            own.append(take_own(block.target, shift))
             for which, (rows, columns) in enumerate(pairs):
                 part = columns[block.columns]
                 error = rows @ part.T - block.target
@@ -149,9 +176,9 @@ class _ClassErrors(torch.autograd.Function):
                     grads[block.columns] = 2 * chosen.T @ rows
         kept = [torch.stack(list(grads.values())) for grads in row_grads + column_grads]
         ctx.save_for_backward(*kept)
-        numbers_of_pairs = torch.stack(counts).sum(0)
-        ctx.mark_non_differentiable(numbers_of_pairs)
-        return torch.stack([torch.stack(parts).sum(0) for parts in sums]), numbers_of_pairs
+        numbers_of_pairs, own_targets = torch.stack(counts).sum(0), torch.cat(own)
+        ctx.mark_non_differentiable(numbers_of_pairs, own_targets)
+        return torch.stack([torch.stack(parts).sum(0) for parts in sums]), numbers_of_pairs, own_targets
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:

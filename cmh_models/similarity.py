@@ -17,6 +17,7 @@ from cmh_models.statistics import Statistics
 
 Form = Literal["released", "fused", "centred"]
 _BINS = 2048
+_ROWS_AT_A_TIME = 64
 _LOWEST, _HIGHEST = -3.0, 2.0
 _TINY = 1e-20  # keeps the norm of a row from being 0 before any moments are known
 
@@ -172,15 +173,14 @@ class JointSimilarity(Statistics):
         The moments are those of the batch. Forms (B, B) arrays: the cheaper way where B is below the widths.
         """
         config = self.config
-        cosines = image @ image.T, text @ text.T
-        weights = (config.image_weight * self._gain, config.text_weight * self._gain)
-        fused = cosines[0][rows] * weights[0]
-        fused.add_(cosines[1][rows], alpha=weights[1])
+        image_cosines, text_cosines = image @ image.T, text @ text.T
+        fused = torch.rsub(image_cosines[rows], -self._shift, alpha=-config.image_weight * self._gain)
+        fused.add_(text_cosines[rows], alpha=config.text_weight * self._gain)
         if config.cross_weight:
-            a, b = (self._unit_rows(each) for each in cosines)
-            h = torch.addmm(a[rows] @ b.T, b[rows], a.T)
-            fused.add_(h, alpha=self._cross / 2)
-        return fused.sub_(self._shift) if self._shift else fused
+            a, b = self._unit_rows(image_cosines), self._unit_rows(text_cosines)
+            fused.addmm_(a[rows], b.T, alpha=self._cross / 2)
+            fused.addmm_(b[rows], a.T, alpha=self._cross / 2)
+        return fused
 
     def in_batch_operations(self, rows: int, total: int) -> tuple[int, int]:
         """Return multiplications of a step with moments of the batch: through (B, B) arrays, through moments.
@@ -194,14 +194,6 @@ class JointSimilarity(Statistics):
         moments = rows * (d * d + e * e + d * e) + total * (d + e) ** 2 + 2 * rows * total * (d + e)
         return arrays, moments
 
-    def paired(self, rows: Rows) -> Tensor:
-        """Return the (b,) joint similarity of each row with itself, before DSDW."""
-        config = self.config
-        own = (config.image_weight + config.text_weight) * self._gain * torch.ones_like(rows.text_norm)
-        if config.cross_weight:
-            own += self._cross * (rows.from_image * _with_one(rows.text)).sum(1) / rows.text_norm
-        return own - self._shift
-
     def decide(self, fused: Tensor) -> Tensor:
         """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
         config = self.config
@@ -210,10 +202,16 @@ class JointSimilarity(Statistics):
         left, right, lowest, highest = self.thresholds.to(fused.dtype)
         # gain = scale L exp(difference, at most 0), where a pair is decided; L and scale inside the exponent.
         height = _log(config.left_gain * config.scale)
-        gain = (lowest + height - fused).clamp_max_(height).exp_().mul_(fused < left)
+        gain = (lowest + height - fused).clamp_max_(height).exp_().masked_fill_(fused >= left, 0)
         height = _log(config.right_gain * config.scale)
-        gain += (fused - (highest - height)).clamp_max_(height).exp_().mul_(fused > right)
+        gain += (fused - (highest - height)).clamp_max_(height).exp_().masked_fill_(fused <= right, 0)
         return gain.add_(config.scale).mul_(fused)
+
+    def decide_(self, fused: Tensor) -> Tensor:
+        """Do what `decide` does in the place of its argument, a few rows at a time: two small arrays more."""
+        for rows in fused.split(_ROWS_AT_A_TIME):
+            rows.copy_(self.decide(rows))
+        return fused
 
     def classes(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the masks of bulk, left and right pairs."""
@@ -254,8 +252,8 @@ class JointSimilarity(Statistics):
 
     def _unit_rows(self, cosines: Tensor) -> Tensor:
         """Return the (B, B) similarities of one side, each row of length 1."""
-        mapped = torch.add(cosines * self.slope, self.offset) if self.offset else cosines
-        return mapped / mapped.square().sum(1, keepdim=True).clamp_min(_TINY).sqrt()
+        mapped = torch.rsub(cosines, self.offset, alpha=-self.slope)
+        return mapped.div_(torch.linalg.vector_norm(mapped, dim=1, keepdim=True).clamp_min_(_TINY**0.5))
 
     def _remapped(self, with_one: Tensor) -> Tensor:
         return torch.cat([with_one[:, :-1] * self.slope, with_one[:, -1:] * self.offset], 1)
