@@ -248,7 +248,8 @@ def mended(index: Any) -> Any:
     if not isinstance(index, _MULTIHASH) or not rows or rows & (rows - 1):
         return index
     fresh = faiss.IndexBinaryMultiHash(index.d, index.nhash, index.b)
-    fresh.add(_view(faiss.downcast_IndexBinary(index.storage).xb.data(), rows, int(index.code_size)))
+    held: Any = faiss.downcast_IndexBinary(index.storage)
+    fresh.add(_view(held.xb.data(), rows, int(index.code_size)))
     return fresh
 
 
