@@ -9,7 +9,7 @@ import numpy as np
 from cmh_models import build_method
 from cmh_models.method import SIDES
 from jobs.config import Config
-from jobs.sets import EncodedSet, Encoder, encode_sets
+from jobs.sets import EncodedSet, Encoder, check_sets, encode_sets
 from jobs.source import source_uri
 from jobs.training_run import plan_run
 from pipeline.corpus.decode import Pairs
@@ -34,6 +34,7 @@ class Described:
 
 def describe_source(config: Config) -> Described:
     """Describe the rows of a source by the towers of a recipe, scaled by the moments of its train rows."""
+    check_sets(source_uri(config), config)
     plan = plan_run(config)
     method = build_method(plan.spec["method"], plan.spec["towers"])
     recipe = input_recipe(method, config.data.columns, config.data.limits)

@@ -21,7 +21,7 @@ from jobs.cell_baselines import BASELINES, judge_baseline
 from jobs.cell_data import DataSet, open_view, sibling_groups
 from jobs.code_version import code_version, files_version
 from jobs.config import Config, load_config
-from jobs.sets import EncodedSet, encode_sets
+from jobs.sets import EncodedSet, check_sets, encode_sets
 from jobs.source import source_uri
 from jobs.training_run import plan_run
 from pipeline.codes import pack
@@ -175,6 +175,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
     """Train a method on the train rows and judge the codes of the query rows, all in this process."""
     started = time.monotonic()
+    check_sets(source_uri(config), config)
     plan = plan_run(config)
     method = plan.build()
     engine = LocalEngine(method, plan.train, device=local_device(gpu=config.resources.gpu))
@@ -187,7 +188,8 @@ def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
     fitted = fit(engine, feed, plan.train, seed=config.run.seed)
     trained = time.monotonic()
     query, retrieval = relaxed_sets(method, config)
-    judged = evaluate_relaxed_codes(query.coded("relaxed"), retrieval.coded("relaxed"))
+    overlap = config.evaluate.allow_overlap
+    judged = evaluate_relaxed_codes(query.coded("relaxed"), retrieval.coded("relaxed"), allow_overlap=overlap)
     return judged, {
         "rows": plan.listing.rows,
         "steps": fitted.position.step,

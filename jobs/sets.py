@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.config import Config
 from jobs.source import source_files
 from pipeline.corpus.decode import Pairs, decode_pairs
+from pipeline.corpus.readers import read_keys
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import SIDES, ColumnMap, Side
 from pipeline.encoding.decoding import Source
@@ -115,7 +117,46 @@ def encode_sets(
     return gathered
 
 
-def _batches(source: Source, files: Sequence[SourceFile]) -> Iterator[tuple[ColumnMap, pa.Table]]:
+def check_sets(uri: str, config: Config) -> None:
+    """Refuse what could not be judged, by keys, labels and splits alone, before anything is trained.
+
+    Raises:
+        ValueError: no query or retrieval rows, no labels, or a query in its own retrieval set.
+    """
+    split = config.data.split
+    found: dict[str, set[str]] = {"query": set(), "retrieval": set()}
+    labelled, rows = 0, 0
+    recipe = InputRecipe(columns=config.data.columns, limits=config.data.limits)
+    for columns, table in _batches(Source(source_root(uri), recipe, sides=()), source_files(uri), cheap=True):
+        rows += table.num_rows
+        values = _split_values(table, columns)
+        keys = np.array([key or "" for key in read_keys(table.column(columns.key))], object)
+        for name, wanted in (("query", split.query), ("retrieval", split.retrieval)):
+            member = np.isin(values, np.array(wanted, object))
+            found[name].update(keys[member].tolist())
+            if name == "query" and columns.labels is not None:
+                lengths = pc.list_value_length(table.column(columns.labels)).fill_null(0)
+                labelled += int((np.asarray(lengths)[member] > 0).sum())
+    for name, keys_found in found.items():
+        if not keys_found:
+            raise ValueError(
+                f"{uri} has no {name} rows among {rows}: column 'split' must hold one of "
+                f"{', '.join(getattr(split, name))} for them; see data.split.{name}"
+            )
+    if not labelled:
+        raise ValueError(f"{uri}: none of {len(found['query'])} query rows has a label: nothing to judge by")
+    shared = found["query"] & found["retrieval"]
+    if shared and not config.evaluate.allow_overlap:
+        raise ValueError(
+            f"{len(shared)} of {len(found['query'])} queries are in the retrieval set, {min(shared)!r} "
+            "first; give them another split, or set evaluate.allow_overlap=true"
+        )
+
+
+def _batches(
+    source: Source, files: Sequence[SourceFile], *, cheap: bool = False
+) -> Iterator[tuple[ColumnMap, pa.Table]]:
+    """Yield the rows of a source; with `cheap` their keys, labels and splits alone."""
     filesystem, root = source.root.filesystem()
     for unit in files:
         with filesystem.open_input_file(f"{root}/{unit.path}") as file:
@@ -126,7 +167,8 @@ def _batches(source: Source, files: Sequence[SourceFile]) -> Iterator[tuple[Colu
                     f"{unit.path}: no column 'labels' to judge by; found: "
                     f"{', '.join(parquet.schema_arrow.names)}; name it under data.columns.labels"
                 )
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=found.names(extras=True)):
+            names = found.names(() if cheap else SIDES, extras=True)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
                 yield found, pa.Table.from_batches([batch])
 
 

@@ -18,6 +18,7 @@ from pipeline.corpus.readers import read_keys
 from pipeline.corpus.schema import SIDES, ColumnMap, Columns, Side, resolve_columns, sample_ids
 
 CHUNK_ROWS = 1024
+MOST_CLASSES = 100_000  # a row of a batch holds a number for each
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,25 @@ def list_pairs(
         labels: also find the number of classes.
     Raises:
         SchemaError: a file lacks a column.
-        ValueError: a file is not Parquet, or labels are asked for and there is no such column.
+        ValueError: a file is not Parquet, features of two files differ in width, or labels are asked for and
+            there is no such column.
     """
     with ThreadPoolExecutor(8) as pool:
         listed = list(pool.map(lambda path: _list_file(path, filesystem, columns, selection, labels), paths))
     whole = Listing([chunk for listing in listed for chunk in listing.chunks])
-    for listing in listed:
+    first: dict[Side, str] = {}
+    for path, listing in zip(paths, listed, strict=True):
         whole.classes = max(whole.classes, listing.classes)
         whole.dropped += listing.dropped
-        whole.widths |= {side: width for side, width in listing.widths.items() if width is not None}
+        for side, width in listing.widths.items():
+            if width is None:
+                continue
+            if whole.widths.setdefault(side, width) != width:
+                raise ValueError(
+                    f"{path}: {side} features have width {width}, those of {first[side]} "
+                    f"{whole.widths[side]}: all files of a source must agree"
+                )
+            first.setdefault(side, path)
     return whole
 
 
@@ -197,6 +208,11 @@ def _classes(path: str, parquet: pq.ParquetFile, group: int, found: ColumnMap) -
     lowest, highest = pc.min(values).as_py(), pc.max(values).as_py()
     if lowest is not None and lowest < 0:
         raise ValueError(f"{path}: labels must not be negative, got {lowest}")
+    if highest is not None and highest >= MOST_CLASSES:
+        raise ValueError(
+            f"{path}: the highest label is {highest}: labels must be numbered from 0 on, and be fewer than "
+            f"{MOST_CLASSES}; number them anew"
+        )
     return 0 if highest is None else int(highest) + 1
 
 
