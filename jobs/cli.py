@@ -10,6 +10,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 JOBS = {
     "train": "train a hash network on image-text shards",
+    "export": "write the model of a run from a checkpoint",
     "encode": "re-encode what has changed into packed codes",
     "build_index": "build the missing index parts of a store",
     "nightly": "encode, index and publish one release",

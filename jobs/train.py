@@ -21,6 +21,7 @@ import argparse
 import logging
 from typing import Any
 
+from jobs.best import KeepBest, best_model
 from jobs.command import Result
 from jobs.config import Config
 from jobs.surroundings import journal, surroundings
@@ -29,6 +30,7 @@ from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.learning.checkpoint import START
 from pipeline.learning.gather import rank, world_size
+from pipeline.learning.monitor import describe_cost
 from pipeline.learning.resume import open_engine
 from pipeline.learning.training import Hooks, fit
 from pipeline.learning.watch import StepWatch
@@ -117,31 +119,24 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         log.warning("going on from epoch %d, step %d", start.epoch, start.step)
     try:
         with journal(plan, feed.steps_per_epoch, start.step, bar=here.bar) as note:
-            hooks = Hooks(note, StepWatch(plan.train.step_timeout), validator(plan), here.report, plan.facts)
+            judge = validator(plan)
+            best = KeepBest(plan, engine, judge) if judge is not None else None
+            hooks = Hooks(note, StepWatch(plan.train.step_timeout), best, here.report, plan.facts)
             fitted = fit(engine, feed, plan.train, seed=plan.config.run.seed, start=start, hooks=hooks)
     except FloatingPointError as error:
         return {"error": str(error)}
     metrics = resumed.metrics | fitted.metrics | fitted.cost
     if rank() == 0 and fitted.cost:
-        log.info("%s", cost_line(fitted.cost))
+        log.info("%s", describe_cost(fitted.cost))
     with engine.whole_weights():
-        digest = keep_model(engine.method, plan, metrics) if rank() == 0 else ""
+        method = engine.method
+        if rank() == 0 and plan.train.export == "best":
+            method, judged = best_model(plan)
+            metrics |= judged
+        digest = keep_model(method, plan, metrics) if rank() == 0 else ""
     counts = {
         "steps": fitted.position.step,  # of the whole run
         "steps_now": len(fitted.losses),  # since it was last started
         "rows_replaced": feed.replaced.total(),  # on rank 0
     }
     return {"metrics": metrics, "counts": counts, "digest": digest}
-
-
-def cost_line(cost: dict[str, float]) -> str:
-    """Return in words what the steps of a rank cost."""
-    parts = ", ".join(
-        f"{name.removeprefix('share_')} {100 * share:.0f} %"
-        for name, share in cost.items()
-        if name.startswith("share_")
-    )
-    return (
-        f"{cost['rows_per_second_per_rank']:.0f} rows/s a rank; of the {1e3 * cost['step_seconds']:.1f} ms of a "
-        f"step: {parts}; peak memory {cost['peak_memory_gib']:.1f} GiB"
-    )

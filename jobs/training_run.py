@@ -15,7 +15,9 @@ from cmh_models.artefact import save_pretrained
 from cmh_models.method import HashMethod, MethodConfig
 from cmh_models.towers import TowersConfig
 from jobs.config import Config
+from jobs.first_rows import check_first_rows
 from jobs.source import source_uri
+from pipeline.corpus.dataset import PieceReader
 from pipeline.corpus.decode import InputRecipe
 from pipeline.corpus.listing import Listing, Selection, list_pairs
 from pipeline.corpus.schema import SIDES
@@ -51,6 +53,11 @@ class TrainingRun:
     def model(self) -> str:
         """Where the model stands, inside `storage`."""
         return f"{self.config.run.name}/model"
+
+    @property
+    def best(self) -> str:
+        """Where the model that did best in validation stands, inside `storage`."""
+        return f"{self.config.run.name}/best"
 
     def build(self) -> HashMethod:
         """Return the untrained method: the same weights on every rank."""
@@ -93,6 +100,8 @@ def plan_run(config: Config) -> TrainingRun:
         log.warning("run.dir %s lies in the job's temporary folder: give an absolute path", config.run.dir)
     if train.validate_every_epochs and not config.data.split.validation:
         raise ValueError("train.validate_every_epochs is set: give data.split.validation a share of the rows")
+    if train.export == "best" and not train.validate_every_epochs:
+        raise ValueError("train.export is best: set train.validate_every_epochs, which decides what is best")
     return _with_rows(config, train, json, storage)
 
 
@@ -117,6 +126,7 @@ def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage
     method = build_method(settings.model_dump(mode="json"), towers)
     refuse_batch_norm(method.train())
     recipe = input_recipe(method, config.data.columns, config.data.limits)
+    check_first_rows(listing, PieceReader(filesystem, recipe, listing.classes))
     return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage, held_out)
 
 
@@ -165,17 +175,22 @@ def fit_towers(towers: TowersConfig, listing: Listing) -> dict[str, Any]:
     return settings
 
 
-def keep_model(method: HashMethod, run: TrainingRun, metrics: dict[str, float]) -> str:
-    """Write the trained model beside the run, in place of one from an earlier attempt; return its digest."""
+def keep_model(method: HashMethod, run: TrainingRun, metrics: dict[str, float], *, path: str = "") -> str:
+    """Write a model beside the run, in place of one from an earlier attempt; return its digest.
+
+    Args:
+        path: inside the run's storage; default: where the run's model belongs.
+    """
+    path = path or run.model
     data = {"rows": run.listing.rows, "classes": run.listing.classes, "seed": run.config.run.seed}
     card = {"training": run.train.model_dump(mode="json"), "data": data, "metrics": metrics}
-    target = run.storage.local(run.model)
+    target = run.storage.local(path)
     with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".model-") as temporary:
         made, old = Path(temporary) / "model", Path(temporary) / "old"
         digest = save_pretrained(method, made, card=card)
         if target is None:
             for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
-                run.storage.upload(file, f"{run.model}/{file.name}")
+                run.storage.upload(file, f"{path}/{file.name}")
             return digest
         if target.exists():
             target.rename(old)

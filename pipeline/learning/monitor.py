@@ -102,3 +102,16 @@ class Monitor:
         speed = {"rows_per_second": rows / seconds, "data_wait": self._waited / seconds}
         self._open()
         return self.latest | speed
+
+
+def describe_cost(cost: dict[str, float]) -> str:
+    """Return in words what the steps of a rank cost."""
+    parts = ", ".join(
+        f"{name.removeprefix('share_')} {100 * share:.0f} %"
+        for name, share in cost.items()
+        if name.startswith("share_")
+    )
+    return (
+        f"{cost['rows_per_second_per_rank']:.0f} rows/s a rank; {1e3 * cost['step_seconds']:.1f} ms a step: "
+        f"{parts}; peak memory {cost['peak_memory_gib']:.1f} GiB"
+    )

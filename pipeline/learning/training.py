@@ -40,6 +40,7 @@ class TrainConfig(EngineConfig):
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every_epochs: int = Field(1, ge=0)  # 0: only at the end
     checkpoint_every_steps: int = Field(0, ge=0)  # inside an epoch too; 0: at the ends of epochs only
+    export: Literal["last", "best"] = "last"  # which model a run ends in; best: by validation
     step_timeout: float | None = Field(None, gt=0)  # seconds; a step that takes longer ends its rank
     validate_every_epochs: int = Field(0, ge=0)  # 0: never
 

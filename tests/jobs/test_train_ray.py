@@ -1,5 +1,6 @@
 """The train job on a Ray cluster: two ranks, processes that die, drivers that come back, submitted jobs."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from cmh_models.artefact import artefact_digest
+from jobs import export
 from jobs.command import Result
+from jobs.config import load_config
 from pipeline.releases.storage import Storage
 from tests.jobs.training import overrides, run, train_workers, wait_until
 from tests.s3 import BUCKET
@@ -48,6 +51,14 @@ def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: Result, tmp_path: 
     files = json.loads(storage.read(kept[-1]))["files"]
     assert sum("optim_states" in file for file in files) == 2  # each rank's share is in the one folder
     assert {f"{Path(kept[-1]).parent}/{file}" for file in files} < set(storage.list("undisturbed"))
+
+
+def test_a_model_is_exported_from_the_shares_of_two_ranks_without_ray(
+    undisturbed: Result, scenes: Path
+) -> None:
+    settings = overrides(scenes, f"s3://{BUCKET}/ray-runs", *TWO, "run.name=undisturbed")
+    found = export.run(load_config(None, settings, {}), argparse.Namespace(best=False, dry_run=False))
+    assert found.outputs["digest"] == undisturbed.outputs["digest"]
 
 
 def test_a_killed_rank_costs_nothing_but_time(undisturbed: Result, scenes: Path, tmp_path: Path) -> None:

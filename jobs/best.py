@@ -1,0 +1,61 @@
+"""The model that did best in validation, kept beside the run while it trains."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from cmh_models.artefact import from_pretrained
+from cmh_models.method import HashMethod
+from jobs.training_run import TrainingRun, keep_model
+from pipeline.learning.engine import Engine
+from pipeline.learning.gather import rank
+
+SCORES = ("validation_map_i2t", "validation_map_t2i")
+"""Their mean decides."""
+
+
+class KeepBest:
+    """The loop's `validate` hook: judges, and writes the model when it has never been better.
+
+    What was best before a restart is remembered beside the model.
+    """
+
+    def __init__(
+        self, plan: TrainingRun, engine: Engine, validate: Callable[[HashMethod], dict[str, float]]
+    ) -> None:
+        self._plan, self._engine, self._validate = plan, engine, validate
+        self._note = f"{plan.folder}/best.json"
+        storage = plan.storage
+        held = json.loads(storage.read(self._note)) if storage.exists(self._note) else {}
+        self._best: float = held.get("score", -1.0)
+
+    def __call__(self, method: HashMethod) -> dict[str, float]:
+        """Return the figures of the method as it stands."""
+        metrics = self._validate(method)
+        score = sum(metrics[name] for name in SCORES) / len(SCORES)
+        if score > self._best:
+            self._best = score
+            with self._engine.whole_weights():
+                if rank() == 0:
+                    keep_model(method, self._plan, metrics, path=self._plan.best)
+                    self._plan.storage.write(self._note, json.dumps({"score": score, **metrics}).encode())
+        return metrics
+
+
+def best_model(plan: TrainingRun) -> tuple[HashMethod, dict[str, float]]:
+    """Return the best model of a run, and what it reached in validation.
+
+    Raises:
+        ValueError: the run has not kept one.
+    """
+    note = f"{plan.folder}/best.json"
+    if not plan.storage.exists(note):
+        raise ValueError(
+            f"{plan.storage.where(plan.best)}: no best model is kept; set train.validate_every_epochs and "
+            "data.split.validation"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "best"
+        plan.storage.download_folder(plan.best, folder)
+        return from_pretrained(folder), json.loads(plan.storage.read(note))
