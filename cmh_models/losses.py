@@ -60,12 +60,11 @@ class _SquaredErrors(torch.autograd.Function):
             sums = [weights[3] * apart.square().sum(), -weights[4] * cosines.sum()]
         ctx.weights = weights
         ctx.save_for_backward(codes, of_image, of_text, apart)
-        left = of_image - products.pulls
-        within_image, within_text = image * left[:, :length], text * (of_text - products.pulls)[:, length:]
-        errors = within_image.sum(), within_text.sum(), (image * left[:, length:]).sum()
-        weighted = (
-            weight * (error + products.squares) for weight, error in zip(weights, errors, strict=False)
-        )
+        left = (of_image - products.pulls).view(len(codes), 2, length)
+        within_image, across = (left * image[:, None]).sum((0, 2)).unbind()
+        within_text = ((of_text - products.pulls)[:, length:] * text).sum()
+        errors = within_image, within_text, across
+        weighted = [weights[number] * (error + products.squares) for number, error in enumerate(errors)]
         return *weighted, *sums
 
     @staticmethod
