@@ -13,12 +13,12 @@ from pipeline.releases.manifest import SCHEMAS, read_release, read_table
 from pipeline.releases.storage import Storage
 from pipeline.releases.upkeep import named_files, verify
 from tests.encoding.sources import good_rows, tiny_method
-from tests.jobs.upkeep import World, call, copy_world, two_nights  # noqa: F401
+from tests.jobs.upkeep import World, call, copy_world
 from tests.releases.small import taken
 
 
 @pytest.fixture
-def world(two_nights: World, tmp_path: Path) -> World:  # noqa: F811
+def world(two_nights: World, tmp_path: Path) -> World:
     return copy_world(two_nights, tmp_path / "world")
 
 
@@ -186,7 +186,7 @@ def test_a_rollback_during_gc_finds_its_release_whole(world: World, monkeypatch:
 
 
 def test_a_gc_that_is_ended_anywhere_leaves_whole_files_and_is_run_again(
-    two_nights: World,  # noqa: F811
+    two_nights: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

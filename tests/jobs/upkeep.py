@@ -21,9 +21,10 @@ ROWS = 30
 
 @dataclass(frozen=True)
 class World:
-    """A folder with a source, a model and a store."""
+    """A folder with a source, a model and a store, or the store elsewhere."""
 
     folder: Path
+    uri: str = ""
 
     @property
     def source(self) -> Path:
@@ -31,7 +32,7 @@ class World:
 
     @property
     def store(self) -> Storage:
-        return Storage(self.folder / "store")
+        return Storage(self.uri or self.folder / "store")
 
     def write_unit(self, number: int, *, rows: int = ROWS) -> None:
         """Write a unit of good rows k<1000 number>, k<1000 number + 1>, ..."""
@@ -41,7 +42,7 @@ class World:
         """Return the arguments that every job of this world takes; later ones win."""
         values = {
             "data.path": self.source,
-            "store.uri": self.folder / "store",
+            "store.uri": self.store.uri,
             "encode.model": self.folder / "model",
             "run.dir": self.folder / "runs",
             "encode.max_reject_fraction": 0.5,
@@ -57,9 +58,9 @@ class World:
         return set(self.store.list())
 
 
-def make_world(folder: Path) -> World:
+def make_world(folder: Path, uri: str = "") -> World:
     """Make a world whose store has had two nights: three units, then a fourth and one of them changed."""
-    world = World(folder)
+    world = World(folder, uri)
     save_pretrained(tiny_method(), folder / "model", card={})
     for number in range(3):
         world.write_unit(number)
