@@ -4,6 +4,7 @@ The abstract of HSIDHN names a Bidirectional Bi-linear Interaction between layer
 here is inferred; the operator is that of hierarchical bilinear pooling (Yu et al., ECCV 2018).
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -31,14 +32,16 @@ class InteractionConfig(BaseModel):
     scale: Scale = Field(default="plain", description="of a product; rooted: signed root, then unit length")
 
 
-def build_interaction(levels: int, width: int, config: InteractionConfig) -> nn.Module:
+def build_interaction(levels: int, width: int, config: InteractionConfig, *, start: float = 1.0) -> nn.Module:
     """Return a module from (B, n, d) levels to (B, n, d) or, of pairs, (B, n (n - 1), d).
 
+    Args:
+        start: of the learnt factor of each product that is passed on.
     Raises:
         ValueError: pairs are wanted of a single level.
     """
     if config.reading != "pairs":
-        return Passing(levels, width, config)
+        return Passing(levels, width, config, start=start)
     if levels < 2:
         raise ValueError("method.levels.interaction: pairs needs two levels or more, got 1")
     return AllPairs(levels, width, config)
@@ -67,16 +70,17 @@ class Bilinear(nn.Module):
 class Passing(nn.Module):
     """Levels that pass their features on, upwards, downwards or both ways.
 
-    p_1 = u_1, p_l = u_l + phi_l(u_l, p_(l-1)); q likewise from the last level down; z_l is the normalised
-    mean of p_l and q_l, or of the one that there is.
+    p_1 = u_1, p_l = u_l + g_l . phi_l(u_l, p_(l-1)), g_l learnt factors; q likewise from the last level down;
+    z_l is the normalised mean of p_l and q_l, or of the one that there is.
     """
 
-    def __init__(self, levels: int, width: int, config: InteractionConfig) -> None:
+    def __init__(self, levels: int, width: int, config: InteractionConfig, *, start: float) -> None:
         super().__init__()
         up = levels - 1 if config.reading in ("bottom_up", "both") else 0
         down = levels - 1 if config.reading in ("top_down", "both") else 0
         self.up = nn.ModuleList(Bilinear(width, config) for _ in range(up))
         self.down = nn.ModuleList(Bilinear(width, config) for _ in range(down))
+        self.up_gains, self.down_gains = (gains([width] * count, start) for count in (up, down))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
 
     def forward(self, levels: Tensor) -> Tensor:
@@ -84,9 +88,9 @@ class Passing(nn.Module):
         features = levels.unbind(1)
         ways = []
         if len(self.up):
-            ways.append(_passed(features, self.up))
+            ways.append(_passed(features, self.up, self.up_gains))
         if len(self.down):
-            ways.append(_passed(features[::-1], self.down)[::-1])
+            ways.append(_passed(features[::-1], self.down, self.down_gains)[::-1])
         ways = ways or [list(features)]
         means = [torch.stack(level).mean(0) for level in zip(*ways, strict=True)]
         return torch.stack([norm(mean) for norm, mean in zip(self.norms, means, strict=True)], dim=1)
@@ -112,8 +116,13 @@ class AllPairs(nn.Module):
         return products
 
 
-def _passed(features: tuple[Tensor, ...], steps: nn.ModuleList) -> list[Tensor]:
+def gains(widths: Sequence[int], start: float) -> nn.ParameterList:
+    """Return learnt factors of branches, one per value (LayerScale, Touvron et al., ICCV 2021)."""
+    return nn.ParameterList(nn.Parameter(torch.full((width,), start)) for width in widths)
+
+
+def _passed(features: tuple[Tensor, ...], steps: nn.ModuleList, factors: nn.ParameterList) -> list[Tensor]:
     passed = [features[0]]
-    for feature, step in zip(features[1:], steps, strict=True):
-        passed.append(feature + step(feature, passed[-1]))
+    for feature, step, gain in zip(features[1:], steps, factors, strict=True):
+        passed.append(feature + gain * step(feature, passed[-1]))
     return passed

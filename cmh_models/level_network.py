@@ -27,7 +27,7 @@ class LevelNetwork(SideNetwork):
         self.image_size = self.tower.image_size
         self.levels = _take_over(self.tower, self.vectors, config)
         count = len(self.levels.scales)
-        self.interaction = build_interaction(count, config.width, config.interaction)
+        self.interaction = build_interaction(count, config.width, config.interaction, start=config.start)
         self.heads: nn.Module
         if config.interaction.reading == "pairs":
             self.heads = JoinedHead(count * (count - 1) * config.width, code_length)

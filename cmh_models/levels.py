@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmh_models.dropout import RowDropout
-from cmh_models.interaction import InteractionConfig
+from cmh_models.interaction import InteractionConfig, gains
 
 Vectors = Literal["mlp", "pyramid"]
 
@@ -38,6 +38,12 @@ class LevelsConfig(BaseModel):
     windows: tuple[int, ...] = Field(default=(50, 30, 15, 10, 5), description="of the pyramid, in values")
     interaction: InteractionConfig = InteractionConfig()
     dropout: float = Field(default=0.5, ge=0, lt=1, description="of hidden values of an mlp")
+    start: float = Field(
+        default=0.1,
+        ge=0,
+        description="of the learnt factors of what is added to a plain network (residual layers and blocks, "
+        "coarser scales, products of levels); 1: all begin at full size, and training starts far rougher",
+    )
 
 
 class VectorScales(nn.Module):
@@ -48,14 +54,15 @@ class VectorScales(nn.Module):
         self.bins = tuple(min(before, bins) for bins in config.bins) if config.multi_scale else ()
         part = max(1, before // 4)
         self.parts = nn.ModuleList(nn.Linear(bins, part) for bins in self.bins)
+        self.gains = gains([part] * len(self.bins), config.start)
         self.fuse = nn.Linear(before + part * len(self.bins), config.width)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (B, d) of (B, H)."""
         scales = [values]
-        for bins, part in zip(self.bins, self.parts, strict=True):
-            scales.append(torch.relu(part(functional.adaptive_avg_pool1d(values, bins))))
+        for bins, part, gain in zip(self.bins, self.parts, self.gains, strict=True):
+            scales.append(gain * torch.relu(part(functional.adaptive_avg_pool1d(values, bins))))
         return torch.relu(self.norm(self.fuse(torch.cat(scales, dim=1))))
 
 
@@ -67,14 +74,15 @@ class MapScales(nn.Module):
         self.bins = config.bins if config.multi_scale else ()
         part = max(1, channels // 4)
         self.parts = nn.ModuleList(nn.Conv2d(channels, part, 1) for _ in self.bins)
+        self.gains = gains([part] * len(self.bins), config.start)
         self.fuse = nn.Conv2d(channels + part * len(self.bins), config.width, 1)
         self.norm = _group_norm(config.width)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return (B, d) of (B, C, H, W)."""
         scales = [maps]
-        for bins, part in zip(self.bins, self.parts, strict=True):
-            pooled = torch.relu(part(functional.adaptive_avg_pool2d(maps, bins)))
+        for bins, part, gain in zip(self.bins, self.parts, self.gains, strict=True):
+            pooled = gain[:, None, None] * torch.relu(part(functional.adaptive_avg_pool2d(maps, bins)))
             scales.append(functional.interpolate(pooled, size=maps.shape[2:]))
         return torch.relu(self.norm(self.fuse(torch.cat(scales, dim=1)))).mean((2, 3))
 
@@ -87,6 +95,7 @@ class VectorLevels(nn.Module):
         self.first = first
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(config.depth - 1))
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(config.depth - 1))
+        self.gains = gains([hidden] * (config.depth - 1), config.start)
         self.drops = nn.ModuleList(RowDropout(config.dropout, place) for place in range(config.depth))
         used = config.depth if config.use == "all" else 1
         self.scales = nn.ModuleList(VectorScales(hidden, config) for _ in range(used))
@@ -94,8 +103,9 @@ class VectorLevels(nn.Module):
     def forward(self, inputs: Tensor, keys: Tensor | None) -> Tensor:
         """Return (B, n, d) of (B, D)."""
         values = [self.drops[0](torch.relu(self.first(inputs)), keys)]
-        for norm, layer, drop in zip(self.norms, self.layers, self.drops[1:], strict=True):
-            values.append(values[-1] + drop(torch.relu(layer(norm(values[-1]))), keys))
+        steps = zip(self.norms, self.layers, self.drops[1:], self.gains, strict=True)
+        for norm, layer, drop, gain in steps:
+            values.append(values[-1] + gain * drop(torch.relu(layer(norm(values[-1]))), keys))
         return _scaled(self.scales, values)
 
 
@@ -106,7 +116,7 @@ class MapLevels(nn.Module):
         super().__init__()
         length = len(stages) // len(channels)
         self.stages = nn.ModuleList(stages[i * length : (i + 1) * length] for i in range(len(channels)))
-        self.blocks = nn.ModuleList(ResidualMaps(each) for each in channels)
+        self.blocks = nn.ModuleList(ResidualMaps(each, config.start) for each in channels)
         used = channels if config.use == "all" else channels[-1:]
         self.scales = nn.ModuleList(MapScales(each, config) for each in used)
 
@@ -121,8 +131,9 @@ class MapLevels(nn.Module):
 class ResidualMaps(nn.Module):
     """Two convolutions and what went in."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, start: float) -> None:
         super().__init__()
+        self.gain = nn.Parameter(torch.full((channels, 1, 1), start))
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             _group_norm(channels),
@@ -132,7 +143,7 @@ class ResidualMaps(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        return torch.relu(maps + self.body(maps))
+        return torch.relu(maps + self.gain * self.body(maps))
 
 
 class PyramidLevels(nn.Module):

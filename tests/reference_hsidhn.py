@@ -91,20 +91,23 @@ def bilinear(a: np.ndarray, b: np.ndarray, weights: tuple, *, rooted: bool) -> n
     return result
 
 
-def passed(levels: np.ndarray, up: list, down: list, *, rooted: bool) -> np.ndarray:
-    """Return (n, d) means of what is passed up and down through one row's levels, before any norm."""
+def passed(levels: np.ndarray, up: list, down: list, *, rooted: bool, factor: float = 1) -> np.ndarray:
+    """Return (n, d) means of what is passed up and down through one row's levels, before any norm.
+
+    `factor` is that of every product.
+    """
     n = len(levels)
     ways = []
     if up:
         p = [levels[0]]
         for i in range(1, n):
-            p.append(levels[i] + bilinear(levels[i], p[i - 1], up[i - 1], rooted=rooted))
+            p.append(levels[i] + factor * bilinear(levels[i], p[i - 1], up[i - 1], rooted=rooted))
         ways.append(np.stack(p))
     if down:
         q = {n - 1: levels[n - 1]}
         for i in range(n - 2, -1, -1):
             # The first step down starts at the last level but one.
-            q[i] = levels[i] + bilinear(levels[i], q[i + 1], down[n - 2 - i], rooted=rooted)
+            q[i] = levels[i] + factor * bilinear(levels[i], q[i + 1], down[n - 2 - i], rooted=rooted)
         ways.append(np.stack([q[i] for i in range(n)]))
     return np.mean(ways, axis=0) if ways else levels
 

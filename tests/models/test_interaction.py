@@ -14,9 +14,10 @@ from tests import reference_hsidhn as reference
 WIDTH, RANK = 5, 3
 
 
-def made(levels: int, **options: Any) -> tuple[torch.nn.Module, torch.Tensor]:
+def made(levels: int, *, start: float = 1.0, **options: Any) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(levels)
-    built = build_interaction(levels, WIDTH, InteractionConfig(rank=RANK, **options)).double()
+    config = InteractionConfig(rank=RANK, **options)
+    built = build_interaction(levels, WIDTH, config, start=start).double()
     return built, torch.randn(2, levels, WIDTH, dtype=torch.float64)
 
 
@@ -30,13 +31,16 @@ def weights(product: torch.nn.Module) -> tuple:
     levels=st.integers(1, 5),
     reading=st.sampled_from(("none", "bottom_up", "top_down", "both")),
     scale=st.sampled_from(("plain", "rooted")),
+    start=st.sampled_from((0.0, 0.5, 1.0)),
 )
-def test_what_is_passed_up_and_down_equals_its_recursion(levels: int, reading: str, scale: str) -> None:
-    interaction, features = made(levels, reading=reading, scale=scale)
+def test_what_is_passed_up_and_down_equals_its_recursion(
+    levels: int, reading: str, scale: str, start: float
+) -> None:
+    interaction, features = made(levels, start=start, reading=reading, scale=scale)
     assert isinstance(interaction, Passing)
     up, down = ([weights(step) for step in steps] for steps in (interaction.up, interaction.down))
     for row, ours in zip(features.numpy(), interaction(features).detach().numpy(), strict=True):
-        means = reference.passed(row, up, down, rooted=scale == "rooted")
+        means = reference.passed(row, up, down, rooted=scale == "rooted", factor=start)
         assert np.allclose(ours, [reference.layer_norm(level) for level in means], rtol=1e-9)
 
 

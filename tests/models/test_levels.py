@@ -12,9 +12,13 @@ from torch import nn
 from cmh_models.levels import LevelsConfig, MapLevels, MapScales, PyramidLevels, VectorLevels, VectorScales
 from tests import reference_hsidhn as reference
 
+START = 0.5
+
 
 def small(**options: Any) -> LevelsConfig:
-    return LevelsConfig.model_validate({"width": 8, "bins": (1, 2, 4), "windows": (7, 3, 2)} | options)
+    return LevelsConfig.model_validate(
+        {"width": 8, "start": START, "bins": (1, 2, 4), "windows": (7, 3, 2)} | options
+    )
 
 
 def linear(layer: Any, values: np.ndarray) -> np.ndarray:
@@ -32,7 +36,7 @@ def test_a_vector_at_several_scales_equals_its_means_over_bins_fused(hidden: int
     for row, ours in zip(values.numpy(), scales(values).detach().numpy(), strict=True):
         parts = [row]
         for bins, part in zip((1, 2, min(4, hidden)) if multi_scale else (), scales.parts, strict=True):
-            parts.append(np.maximum(linear(part, reference.bin_means(row, bins)), 0))
+            parts.append(START * np.maximum(linear(part, reference.bin_means(row, bins)), 0))
         fused = reference.layer_norm(linear(scales.fuse, np.concatenate(parts)))
         assert np.allclose(ours, np.maximum(fused, 0), rtol=1e-9, atol=1e-12)
 
@@ -49,7 +53,7 @@ def test_a_map_at_several_scales_equals_its_means_over_cells_fused(size: tuple, 
             parts = [row[:, y, x]]
             for bins, part in zip((1, 2, 4) if multi_scale else (), scales.parts, strict=True):
                 cell = reference.grid_means(row, bins)[:, y * bins // size[0], x * bins // size[1]]
-                parts.append(np.maximum(linear(part, cell), 0))
+                parts.append(START * np.maximum(linear(part, cell), 0))
             places[:, y, x] = linear(scales.fuse, np.concatenate(parts))
         # Eight channels in eight groups: each channel is normalised on its own.
         normed = np.stack([reference.layer_norm(channel) for channel in places])
@@ -108,3 +112,19 @@ def test_no_weight_stands_idle(kind: str, use: str, multi_scale: bool) -> None:
     assert found.shape == (4, {"mlp": 4, "pyramid": 4, "maps": 2}[kind] if use == "all" else 1, 8)
     found.square().sum().backward()
     assert [name for name, weight in levels.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", ["mlp", "maps"])
+def test_what_starts_at_nothing_leaves_a_plain_network(kind: str) -> None:
+    levels, inputs = level_modules(start=0.0, dropout=0.0)[kind]
+    found = levels(inputs, None)
+    if kind == "mlp":
+        assert isinstance(levels, VectorLevels)
+        first = torch.relu(levels.first(inputs))
+        assert torch.equal(found, torch.stack([scale(first) for scale in levels.scales], dim=1))
+        return
+    assert isinstance(levels, MapLevels)
+    maps = inputs
+    for number, (stage, scale) in enumerate(zip(levels.stages, levels.scales, strict=True)):
+        maps = torch.relu(stage(maps))
+        assert torch.equal(found[:, number], scale(maps))
