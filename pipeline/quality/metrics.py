@@ -180,7 +180,7 @@ def ann_recall(found: np.ndarray, exact: np.ndarray) -> float:
         raise ValueError(f"distances found and exact must be (Q, k) alike, got {found.shape}, {exact.shape}")
     last = exact.max(axis=1, keepdims=True)
     hits = (found >= 0) & (found <= last)
-    nearest = np.sort(np.where(hits, found, np.iinfo(np.int64).max), axis=1)
+    nearest = np.sort(np.where(hits, found.astype(np.int64), np.iinfo(np.int64).max), axis=1)
     if (nearest < np.sort(exact, axis=1)).any():
         raise ValueError(
             "rows were found that are nearer than the exact answer: the two are of different data"

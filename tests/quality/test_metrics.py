@@ -9,6 +9,7 @@ from pipeline.codes import pack
 from pipeline.quality import metrics
 from pipeline.quality.metrics import (
     DistanceCounts,
+    ann_recall,
     average_precision,
     bit_health,
     count_by_distance,
@@ -177,3 +178,9 @@ def test_sets_that_do_not_fit_together_are_refused() -> None:
         count_by_distance(**sets | {"query": np.zeros((2, 2), np.uint8)})
     with pytest.raises(ValueError, match="0 queries"):
         count_by_distance(**sets | {"query": sets["query"][:0], "query_labels": sets["query_labels"][:0]})
+
+
+def test_a_row_beyond_the_last_hit_is_missed_whatever_kind_of_number_distances_are() -> None:
+    exact = np.array([[0, 1], [2, 2]])
+    for kind in (np.int32, np.int64):
+        assert ann_recall(np.array([[0, 5], [2, 2]], kind), exact.astype(kind)) == 0.75
