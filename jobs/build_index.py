@@ -21,6 +21,8 @@ import argparse
 
 from jobs.command import Result
 from jobs.config import Config
+from jobs.indexing import prepare_index, settle_index
+from jobs.memory import add_memory
 from jobs.night import next_tables, open_channel, open_night, plan, read_parent
 from jobs.source import undrawn
 from jobs.stages import build_parts, count_parts, find_code_files
@@ -28,6 +30,7 @@ from pipeline.encoding.outcome import Outcome
 from pipeline.search.building import standing_parts
 
 WRITES = True
+add_arguments = add_memory
 
 
 def run(config: Config, args: argparse.Namespace) -> Result:
@@ -39,8 +42,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     current = open_channel(config).current_release()
     if args.dry_run and undrawn(config):
         return Result()
-    night = open_night(config, args)
+    night = open_night(config, args, job="build_index")
     parent = read_parent(night, current)
+    night = settle_index(night, parent)
     wanted = plan(night, parent)
     found = find_code_files(night, wanted)
     missing = [row["path"] for row in wanted.encode.to_pylist() if row["code"] not in found]
@@ -53,5 +57,6 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.dry_run:
         counts = count_parts(night, units, standing)
     else:
+        night, _ = prepare_index(night, units)
         _, counts = build_parts(night, units, standing)
     return Result(outputs={"store": night.store.uri}, counts=counts)

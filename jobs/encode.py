@@ -1,7 +1,8 @@
 """Re-encode what has changed: make the packed codes of every unit and side that the store lacks.
 
 A code file is named by all it depends on (source file, tower, decoding), so what stands is never made
-again, and a run that was ended goes on where it stopped. Nothing is published; `hashfleet nightly` does.
+again, and a run that was ended goes on where it stopped; so does one that --deadline or --max-units has
+stopped, which counts what it did not get to as `units_left`. Nothing is published; `hashfleet nightly` does.
 
 example:
   hashfleet encode --config jobs/configs/scenes_nightly.yaml --set encode.model=runs/scenes_jdsh_64/model
@@ -18,10 +19,13 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
 
 import argparse
 import logging
+import time
 
+from jobs.budget import budget
 from jobs.command import Result
 from jobs.config import Config
-from jobs.night import add_limits, next_tables, open_channel, open_night, plan, print_plan, read_parent
+from jobs.dry_run import print_estimate, print_plan
+from jobs.night import add_limits, encode_metrics, next_tables, open_channel, open_night, plan, read_parent
 from jobs.source import undrawn
 from jobs.stages import encode_units
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
@@ -35,26 +39,32 @@ add_arguments = add_limits
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Encode what neither the current release nor the store holds."""
+    limit = budget(args)
     current = open_channel(config).current_release()
     if args.dry_run and undrawn(config):
         return Result()
-    night = open_night(config, args)
+    night = open_night(config, args, job="encode")
     parent = read_parent(night, current)
     wanted = plan(night, parent)
-    print_plan(wanted)
+    print_plan(wanted, parent)
     outputs = {"store": night.store.uri, "model": night.facts.digest}
     if args.dry_run:
-        return Result(outputs=outputs, counts=count_rows(Outcome(), wanted))
+        print_estimate(night, wanted, parent)
+        return Result(outputs=outputs, counts=count_rows(Outcome(), wanted) | {"units_left": 0})
     create_store(night.store)
-    outcome = encode_units(night, wanted)
-    counts = count_rows(outcome, wanted)
-    if not outcome.made and not outcome.refused:
+    started = time.monotonic()
+    encoded = encode_units(night, wanted, budget=limit)
+    outcome, left = encoded.outcome, encoded.left
+    metrics = encode_metrics(night, outcome, seconds=time.monotonic() - started)
+    counts = count_rows(outcome, wanted) | {"units_left": len(left)}
+    if left:
+        log.info("%d units are left over; run again to go on", len(left))
+    elif not outcome.made and not outcome.refused:
         log.info("nothing to encode: all %d units have their codes", counts["units_total"])
-    units = next_tables(night, wanted, outcome, parent)["units"]
     check_limits(
         outcome,
-        units,
+        next_tables(night, wanted, outcome, parent, left=left)["units"],
         max_reject_fraction=night.config.encode.max_reject_fraction,
         max_refused_units=night.config.encode.max_refused_units,
     )
-    return Result(outputs=outputs, counts=counts)
+    return Result(outputs=outputs, metrics=metrics, counts=counts)

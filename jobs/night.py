@@ -1,25 +1,28 @@
 """What encode, build_index and nightly stand on: source, model and store, the plan, and the next release."""
 
 import argparse
+import json
 import logging
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.budget import add_budget
 from jobs.config import Config, validate
+from jobs.facts import keep_facts, model_facts
+from jobs.memory import add_memory, index_config
 from jobs.source import list_units, source_uri
 from pipeline.corpus.schema import SIDES
+from pipeline.encoding.chunks import Place
 from pipeline.encoding.decoding import Source
-from pipeline.encoding.models import ModelFacts, artefact, keep_model, read_facts
+from pipeline.encoding.models import ModelFacts, artefact, keep_model
 from pipeline.encoding.outcome import Outcome, next_rejects, next_units
 from pipeline.releases.addresses import digest_json
-from pipeline.releases.heads import Lease, Log
+from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
     PARTS,
     REJECTS,
@@ -38,9 +41,6 @@ from pipeline.search.indexing import IndexConfig
 
 log = logging.getLogger(__name__)
 
-LINES = 20
-"""So much of a plan is printed line by line; the rest is counted."""
-
 
 @dataclass(frozen=True)
 class Night:
@@ -52,6 +52,9 @@ class Night:
     store: Storage
     facts: ModelFacts
     index: IndexConfig
+    job: str = "nightly"
+    quantisers: Mapping[str, str] = field(default_factory=dict)  # side -> digest
+    auto: Mapping[str, Any] = field(default_factory=dict)  # what a recipe that was chosen was chosen for
 
     @property
     def recipes(self) -> dict[str, str]:
@@ -66,13 +69,25 @@ class Night:
             model=self.facts.digest,
             fingerprints=dict(self.facts.fingerprints),
             input_recipe=digest_json(self.recipes),
-            index=self.index.model_dump(mode="json"),
+            index=self.index.of_release() | dict(self.auto),
+            quantisers=dict(self.quantisers),
         )
 
+    @property
+    def run_json(self) -> tuple[Storage, str]:
+        """Where the run says how far it is, and later what came of it."""
+        return Storage(self.config.run.dir), f"{self.config.run.name}/{self.job}/run.json"
+
+    @property
+    def rate_json(self) -> tuple[Storage, str]:
+        """Where it stands how fast the newest encoding was."""
+        return Storage(self.config.run.dir), f"{self.config.run.name}/rate.json"
+
     def keep_model(self) -> None:
-        """Put the model into the store, from where every encoder loads it."""
+        """Put the model into the store, from where every encoder loads it, and what is known of it."""
         with artefact(self.config.require("encode.model"), self.store) as folder:
             keep_model(folder, self.store)
+        keep_facts(self.config, self.store, self.facts)
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,14 @@ class Parent:
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Take the two limits of a night as arguments too; they stand for the settings of the same name."""
+    """Take limits as arguments: two stand for the settings of the same name, two are of this run alone."""
     parser.add_argument("--max-reject-fraction", type=float, metavar="F", help="encode.max_reject_fraction")
     parser.add_argument("--max-refused-units", type=int, metavar="N", help="encode.max_refused_units")
+    add_budget(parser)
+    add_memory(parser)
 
 
-def open_night(config: Config, args: argparse.Namespace) -> Night:
+def open_night(config: Config, args: argparse.Namespace, *, job: str = "nightly") -> Night:
     """Read the model and the settings; nothing of the source is read and nothing is written.
 
     Raises:
@@ -104,17 +121,10 @@ def open_night(config: Config, args: argparse.Namespace) -> Night:
             checked = validate(type(config.encode), encode, prefix="encode.", where=lambda name: "arguments")
             config = config.model_copy(update={"encode": checked})
     store = Storage(config.require("store.uri"))
-    index = config.section("index", IndexConfig)
+    index = index_config(config, args)
     uri = source_uri(config)
-    with artefact(config.require("encode.model"), store) as folder:
-        facts = read_facts(
-            folder,
-            config.data.columns,
-            config.data.limits,
-            precision=config.encode.precision,
-            gpu=config.resources.gpu,
-        )
-    return Night(config, uri, Source(_source(uri, store), facts.recipe, SIDES), store, facts, index)
+    facts = model_facts(config, store)
+    return Night(config, uri, Source(_source(uri, store), facts.recipe, SIDES), store, facts, index, job)
 
 
 def _source(uri: str, store: Storage) -> Storage:
@@ -189,23 +199,14 @@ def is_current(night: Night, plan: Plan, parent: Parent) -> bool:
     )
 
 
-def print_plan(plan: Plan) -> None:
-    """Say what there is to do and why."""
-    rows = plan.encode.to_pylist()
-    for row in rows[:LINES]:
-        log.info("encode %-5s %s (%s, %d bytes)", row["side"], row["path"], row["reason"], row["size"])
-    if len(rows) > LINES:
-        log.info("... and %d more", len(rows) - LINES)
-    for path in plan.vanished[:LINES]:
-        log.info("drop         %s (no longer in the source)", path)
-    reasons = Counter(row["reason"] for row in rows)
-    size = sum({row["path"]: row["size"] for row in rows}.values())
-    why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())) or "nothing"
-    log.info("to encode, by side: %s; %d source bytes; units vanished: %d", why, size, len(plan.vanished))
+def next_tables(
+    night: Night, plan: Plan, outcome: Outcome, parent: Parent, *, left: Sequence[Place] = ()
+) -> dict[str, pa.Table]:
+    """Return the tables `units` and `rejects` of the next release.
 
-
-def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> dict[str, pa.Table]:
-    """Return the tables `units` and `rejects` of the next release."""
+    A unit that was refused or left over keeps the codes of its earlier version, marked stale, if they are of
+    tonight's tower; else it has none.
+    """
     recipe, earlier = night.release_recipe, parent.manifest.recipe if parent.manifest else None
     usable = [
         side
@@ -213,8 +214,41 @@ def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> d
         if earlier is not None and earlier.fingerprints.get(side) == recipe.fingerprints[side]
     ]
     same_towers = parent.units.filter(pc.is_in(parent.units["side"], value_set=pa.array(usable, pa.string())))
-    units = next_units(plan, outcome, same_towers)
+    refused = dict.fromkeys((path for path, _ in left), "left over") | dict(outcome.refused)
+    units = next_units(plan, replace(outcome, refused=refused), same_towers)
     return {"units": units, "rejects": next_rejects(units, outcome, parent.rejects)}
+
+
+def without_codes(plan: Plan, outcome: Outcome, units: pa.Table, *, left: Sequence[Place]) -> int:
+    """Count the units left over of which a release would have no codes, or only some.
+
+    Args:
+        units: table `units` of the next release.
+    """
+    places, standing = set(left), outcome.standing
+    stale = units.filter(units["stale"])
+    kept = set(zip(stale["path"].to_pylist(), stale["side"].to_pylist(), strict=True))
+    paths = pa.array([path for path, _ in left], pa.string())
+    rows = plan.encode.filter(pc.is_in(plan.encode["path"], value_set=paths))
+    lacking = {
+        (row["path"], row["first_row_group"])
+        for row in rows.to_pylist()
+        if row["code"] not in standing and (row["path"], row["side"]) not in kept
+    }
+    return len(lacking & places)
+
+
+def encode_metrics(night: Night, outcome: Outcome, *, seconds: float) -> dict[str, float]:
+    """Return how long an encoding took, and of how many source bytes; later plans are estimated by that."""
+    files = {report.unit.path: report.unit.size for report in outcome.made}
+    metrics = {"encode_seconds": round(seconds, 3), "encode_bytes": sum(files.values())}
+    if files:
+        folder, path = night.rate_json
+        try:
+            folder.write(path, json.dumps(metrics).encode())
+        except OSError as error:
+            log.warning("the rate of this run is not kept: %s; see run.dir", error)
+    return metrics
 
 
 def check_codes(night: Night, units: pa.Table) -> None:
@@ -229,31 +263,3 @@ def check_codes(night: Night, units: pa.Table) -> None:
     if not pc.sum(units["read"]).as_py() and not pc.any(units["stale"]).as_py():
         raise ValueError(f"{night.uri} has no row in its units: an empty corpus makes no release")
     raise RuntimeError(f"{night.uri}: not one row has a code, on either side; look at the rejects")
-
-
-@contextmanager
-def kept_alive(channel: Log, lease: Lease, seconds: float) -> Iterator[None]:
-    """Renew a lease while work goes on, and give it back at the end unless publishing has ended it."""
-    stop = threading.Event()
-
-    def renew() -> None:
-        while not stop.wait(seconds / 3):
-            try:
-                channel.renew(lease, seconds)
-            except RuntimeError as error:  # over: publishing will find that too, and say it
-                log.warning("%s", error)
-                return
-            except OSError as error:
-                log.warning("the lease could not be renewed and is tried again: %s", error)
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        try:
-            channel.release(lease)
-        except OSError as error:  # what ended the night is what must be told
-            log.warning("the lease is not given back and ends in %.0f s at the latest: %s", seconds, error)

@@ -82,6 +82,7 @@ def test_a_night_publishes_a_release_that_search_opens(night: Result, world: Pat
         "units_total": 4,
         "units_encoded": 4,
         "units_refused": 0,
+        "units_left": 0,
         "parts_built": night.counts["parts_built"],
         "parts_reused": 0,
     }
