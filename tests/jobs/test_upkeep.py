@@ -8,7 +8,7 @@ import pytest
 
 from cmh_models.artefact import artefact_digest
 from pipeline.encoding.encoder import encode_side
-from pipeline.releases.heads import Log
+from pipeline.releases.heads import Entry, Log
 from pipeline.releases.manifest import SCHEMAS, read_release, read_table
 from pipeline.releases.storage import Storage
 from pipeline.releases.upkeep import named_files, verify
@@ -155,7 +155,7 @@ def test_gc_waits_for_whoever_holds_a_lease(world: World, channel: str) -> None:
 
 
 def test_no_channel_starts_while_files_are_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    delete, tried = Storage.delete, []
+    delete, tried = Storage.delete, list[int]()
 
     def watched(self: Storage, path: str) -> None:
         if path.startswith("releases/") and not tried:
@@ -171,7 +171,7 @@ def test_no_channel_starts_while_files_are_removed(world: World, monkeypatch: py
 
 def test_a_rollback_during_gc_finds_its_release_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = releases_of(world)
-    delete, done = Storage.delete, []
+    delete, done = Storage.delete, list[Entry]()
 
     def watched(self: Storage, path: str) -> None:
         if path.startswith("releases/") and not done:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.releases.addresses import release_path
-from pipeline.releases.heads import Log
+from pipeline.releases.heads import UPKEEP_LOG, Log, channels
 from pipeline.releases.manifest import ManifestError, read_release
 from pipeline.releases.storage import Storage
 from tests.releases.small import Clock, make_release, taken
@@ -146,6 +146,36 @@ def test_forgotten_keys_survive_publishes_and_rollbacks_and_disturb_no_lease(log
         log.forget("e" * 64, "operator")
 
 
+def test_promoting_is_one_entry_that_ends_a_lease_and_releases_are_told_newest_first(log: Log) -> None:
+    first, second = (make_release(log.storage, number) for number in (1, 2))
+    log.publish(taken(log.acquire("night", 60)), first)
+    lease = taken(log.acquire("night", 60))
+    entry = log.promote(second, "operator")
+    assert (entry.seq, entry.kind, log.current_release()) == (4, "publish", second)
+    with pytest.raises(RuntimeError, match="was ended by publish of operator"):
+        log.publish(lease, first)
+    log.rollback(first, "operator")
+    log.acquire("night", 60)
+    assert list(log.releases()) == [first, second]
+    pointed = log.pointed()
+    assert pointed is not None
+    assert (pointed.seq, pointed.kind) == (5, "rollback")
+    assert Log(log.storage, "trial").pointed() is None
+    assert channels(log.storage) == ["main"]
+
+
+def test_no_new_channel_takes_a_lease_while_files_are_removed(log: Log) -> None:
+    log.release(taken(log.acquire("night", 60)))
+    upkeep = Log(log.storage, UPKEEP_LOG, clock=log._clock)
+    lease = taken(upkeep.acquire("operator", 60))
+    trial = Log(log.storage, "trial", clock=log._clock)
+    assert trial.acquire("night", 60) is None
+    assert trial.acquire("night", 60, is_gone=lambda holder: holder == "operator") is not None
+    assert log.acquire("night", 60) is not None  # a known channel is kept by its own lease
+    upkeep.release(lease)
+    assert channels(log.storage) == ["main", "trial"]
+
+
 def test_a_missing_release_is_neither_published_nor_rolled_back_to(log: Log) -> None:
     lease = taken(log.acquire("night", 60))
     for point in (lambda: log.publish(lease, "7" * 32), lambda: log.rollback("7" * 32, "operator")):
@@ -212,6 +242,10 @@ def test_a_storage_that_overwrites_is_refused(log: Log, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="this storage overwrites a file that is there"):
         log.acquire("night", 60)
     assert log.storage.list() == []
+    lease = taken(log.acquire("the only one", 60, single_writer=True))
+    assert log.acquire("night", 60, single_writer=True) is None
+    log.publish(lease, release := make_release(log.storage, 1))
+    assert log.current_release() == release
 
 
 @pytest.mark.parametrize(
