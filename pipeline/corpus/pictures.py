@@ -1,14 +1,32 @@
-"""Decoding one picture, by Pillow: whole or not at all, and the same bytes always to the same pixels.
+"""Decoding one picture: whole or not at all, and the same bytes always to the same pixels.
 
-Equal pixels across machines need the same Pillow and libjpeg. A fault is a ValueError whose message reads
-"reason: detail", the reason being one of a few short classes to count by.
+Pillow reads the header, decides what is wrong with a picture, and decodes what is not a sound JPEG. With the
+extra `fast` (simplejpeg, numba) a sound JPEG is decoded and resized faster and to the very same pixels: no
+code depends on it. Equal pixels across machines need the same libjpeg. A fault is a ValueError whose message
+reads "reason: detail", the reason being one of a few short classes to count by.
 """
 
 import io
+import itertools
 import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+try:
+    import simplejpeg
+except ImportError:  # the extra `fast` is not installed
+    simplejpeg = None
+
+WARM_UP = 500
+"""So many pictures of a process are resized by Pillow: loading the compiled resize would take longer."""
+
+_decoded = itertools.count()
+
+Resize = Callable[[np.ndarray, int, tuple[float, float, float, float]], np.ndarray]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pictures we read. A shorter list of parsers is a smaller surface for hostile bytes."""
@@ -35,7 +53,7 @@ def decode_picture(data: bytes | memoryview, size: int, *, crop: bool, max_pixel
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height <= max_pixels:
-                return _to_square(picture, size, crop=crop)
+                return _to_square(picture, data, size, crop=crop)
             found = f"{picture.width} x {picture.height}"
     except UnidentifiedImageError:
         raise ValueError(f"not an image: expected {', '.join(FORMATS)}; got {_peek(data)}") from None
@@ -53,7 +71,7 @@ def _peek(data: bytes | memoryview) -> str:
     return f"{len(data)} bytes that begin with {bytes(data[:8])!r}"
 
 
-def _to_square(picture: Image.Image, size: int, *, crop: bool) -> np.ndarray:
+def _to_square(picture: Image.Image, data: bytes | memoryview, size: int, *, crop: bool) -> np.ndarray:
     width, height = picture.size
     if picture.format == "JPEG":
         picture.draft(None, (2 * size, 2 * size))  # None keeps the mode
@@ -64,7 +82,11 @@ def _to_square(picture: Image.Image, size: int, *, crop: bool) -> np.ndarray:
     # The box is in pixels of the full picture; a scaled decode divides it, exactly, by its factor.
     factor = _draft_factor(width, picture.width)
     box = (left / factor, top / factor, right / factor, bottom / factor)
-    rgb = _to_rgb(picture)
+    pixels = _decode_jpeg(data, picture)
+    resize = None if pixels is None else _compiled_resize(*picture.size, size)
+    if pixels is not None and resize is not None:
+        return resize(pixels, size, box)
+    rgb = _to_rgb(picture) if pixels is None else Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
     if rgb.size != (size, size) or box != (0, 0, size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(rgb)
@@ -95,3 +117,32 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _decode_jpeg(data: bytes | memoryview, picture: Image.Image) -> np.ndarray | None:
+    """Return the (H, W, 4) pixels of a sound JPEG, scaled as by Pillow; None where Pillow has to decide."""
+    if simplejpeg is None or picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
+        return None
+    width, height = picture.size
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGBX", min_width=width, min_height=height)
+    except ValueError:  # any complaint at all: truncated, damaged, or of a kind that it does not know
+        return None
+    return pixels if pixels.shape == (height, width, 4) else None
+
+
+def _compiled_resize(width: int, height: int, size: int) -> Resize | None:
+    """Return the compiled resize where it is to be used; the first pictures of a process do without."""
+    if next(_decoded) < WARM_UP:
+        return None
+    resizing = _resizing()
+    return resizing.resize if resizing and resizing.takes(width, height, size) else None
+
+
+@lru_cache(maxsize=1)
+def _resizing() -> Any:
+    try:
+        from pipeline.corpus import resizing  # numba takes a second to load
+    except ImportError:
+        return None
+    return resizing if resizing.equals_pillow() else None

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+import simplejpeg
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from pipeline.corpus import pictures, resizing
 from pipeline.corpus.decode import DecodeLimits, InputRecipe, decode_image
 from pipeline.corpus.pictures import FORMATS, decode_picture
 
@@ -186,3 +188,62 @@ def test_damage_gives_a_picture_or_a_reason_but_nothing_else(kind: str, position
             "truncated image",
             "damaged image",
         }
+
+
+def plain_and_fast(data: bytes, size: int, *, crop: bool) -> list[object]:
+    """Decode by Pillow alone, by simplejpeg, and with the compiled resize too; an error is its text."""
+    outcomes: list[object] = []
+    for decoder, warm_up in ((None, 10**9), (simplejpeg, 10**9), (simplejpeg, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "simplejpeg", decoder)
+            patch.setattr(pictures, "WARM_UP", warm_up)
+            try:
+                outcomes.append(decode(data, size, crop=crop).tolist())
+            except ValueError as error:
+                outcomes.append(str(error))
+    return outcomes
+
+
+@settings(max_examples=150)
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    square=st.integers(1, 40),
+    crop=st.booleans(),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.integers(20, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    cut=st.one_of(st.none(), st.integers(2, 4000)),
+    seed=st.integers(0, 2**31),
+)
+def test_a_jpeg_has_the_same_pixels_or_the_same_error_with_and_without_the_extra_fast(
+    size, square, crop, mode, quality, subsampling, progressive, cut, seed
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    options = {"quality": quality, "progressive": progressive}
+    if mode == "RGB":
+        options["subsampling"] = subsampling
+    data = saved(pixels, "JPEG", mode=mode, **options)[:cut]
+    plain, *fast = plain_and_fast(data, square, crop=crop)
+    assert fast == [plain, plain]
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_photograph_is_scaled_while_it_is_decoded_by_both_decoders_alike(factor: int, crop: bool) -> None:
+    for width, height in ((64 * factor, 64 * factor), (90 * factor + 3, 64 * factor + 5)):
+        data = saved(gradient(width, height), "JPEG", quality=90)
+        plain, *fast = plain_and_fast(data, 32, crop=crop)
+        assert fast == [plain, plain]
+
+
+@given(st.integers(0, 5000), st.integers(1, 255))
+def test_a_damaged_jpeg_ends_alike_with_and_without_the_extra_fast(position: int, value: int) -> None:
+    plain, *fast = plain_and_fast(flip(position, value)(saved(gradient(48, 40), "JPEG")), 16, crop=False)
+    assert fast == [plain, plain]
+
+
+def test_the_compiled_resize_is_used_and_takes_a_tall_picture_to_pillow() -> None:
+    assert resizing.equals_pillow()
+    assert resizing.takes(500, 375, 224) and resizing.takes(375, 500, 224)
+    assert not resizing.takes(100, 300, 64) and not resizing.takes(30, 30, 64)
