@@ -52,7 +52,7 @@ class Asked:
     recipes: Path
     overrides: tuple[str, ...] = ()
     fold: int | None = None  # draw of validation rows; None judges the query rows
-    described: bool | None = None  # pictures described once; None: unless query rows are judged at 32 bits
+    described: bool = True  # pictures of descriptor towers once and for all, not in every step
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def cell_config(cell: Cell, asked: Asked) -> Config:
     quiet = ("train.checkpoint_every_epochs=0", "train.validate_every_epochs=0")
     settings = [*own, *quiet, f"method.code_length={cell.bits}", *asked.overrides]
     config = load_config(str(recipe), settings, {})
-    described = asked.described
-    if described is None:
-        described = asked.fold is not None or cell.bits != 32 or cell.method in BASELINES
-    view = open_view(cell.data, config, fold=asked.fold, described=described, cache=asked.out / "data")
+    view = open_view(cell.data, config, fold=asked.fold, described=asked.described, cache=asked.out / "data")
     return load_config(str(recipe), [*settings, f"data.path={view.folder}", *view.settings], {})
 
 
