@@ -138,8 +138,8 @@ def _ordered(storage: Storage, folder: str) -> list[SourceFile]:
 
 
 def _rank(path: str) -> tuple[int, int]:
-    """Order removals: a part before its keys, a model's config, which makes it one, before its weights."""
-    last = not path.endswith((".faiss", "/config.json"))
+    """Order removals: a part before its keys; what makes a model known, or one at all, before its weights."""
+    last = not path.endswith((".faiss", "/config.json")) and "/facts-" not in path
     return FOLDERS.index(path.split("/")[0]), int(last)
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,13 +57,20 @@ def verify(storage: Storage, digest: str, *, threads: int = 8) -> Verdict:
 
 def named_files(tables: dict[str, pa.Table]) -> Iterator[NamedFile]:
     """Yield every code file, rejects file and part that the tables of a release name."""
-    for row in tables["units"].to_pylist():
+    units = tables["units"].select(["code", "purged", "code_sha256", "code_bytes"])
+    for row in _rows(units):
         yield NamedFile(code_path(code_file(row)), row["code_sha256"], row["code_bytes"])
-    for row in tables["rejects"].to_pylist():
+    for row in _rows(tables["rejects"].select(["rejects", "sha256", "bytes"])):
         yield NamedFile(rejects_path(row["rejects"]), row["sha256"], row["bytes"])
-    for row in tables["parts"].to_pylist():
+    for row in _rows(tables["parts"]):
         yield NamedFile(part_path(row["part"]), row["index_sha256"], row["index_bytes"])
         yield NamedFile(part_keys_path(row["part"]), row["keys_sha256"], row["keys_bytes"])
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, a slice of it at a time: a table may have millions."""
+    for batch in table.to_batches(max_chunksize=1 << 14):
+        yield from batch.to_pylist()
 
 
 def stored_releases(storage: Storage) -> dict[str, ReleaseManifest | ManifestError]:
