@@ -43,7 +43,9 @@ def night(ray_cluster: str, world: Path) -> Result:
 
 
 def tolerant(world: Path, store: str, *others: str) -> list[str]:
-    return settings(world / "source", world / store, world / "model", *others)
+    # The gate is right about this corpus: few pictures under many keys, seen by a model that has learnt nothing.
+    gate = [f"gate.max_{name}=1" for name in ("balance", "dead_bits", "collisions")]
+    return settings(world / "source", world / store, world / "model", *gate, *others)
 
 
 def command(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -66,6 +68,12 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
             return
         pause.wait(0.02)
     raise AssertionError(f"not within {seconds} s")
+
+
+def times(store: Path) -> dict[str, int]:
+    """When each file of a store was written, but for what it remembers of its last run."""
+    paths = [path for path in Storage(store).list() if not path.startswith("runs/")]
+    return {path: (store / path).stat().st_mtime_ns for path in paths}
 
 
 @pytest.mark.ray
@@ -118,7 +126,7 @@ def sorted_by_id(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 def test_a_night_without_change_does_nothing_says_so_and_starts_no_ray(night: Result, world: Path) -> None:
-    before = {path: (world / "store" / path).stat().st_mtime_ns for path in Storage(world / "store").list()}
+    before = times(world / "store")
     process = command(tolerant(world, "store"), RAY_ADDRESS="127.0.0.1:1")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -132,8 +140,7 @@ def test_a_night_without_change_does_nothing_says_so_and_starts_no_ray(night: Re
     assert [said for said in err.splitlines() if said] == [
         f"nothing to do: 4 units are as release {night.outputs['release']} has them"
     ]
-    after = {path: (world / "store" / path).stat().st_mtime_ns for path in Storage(world / "store").list()}
-    assert after == before
+    assert times(world / "store") == before
 
 
 @pytest.mark.ray
