@@ -21,7 +21,6 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
 import argparse
 import json
 import logging
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -33,6 +32,7 @@ from cmh_models import METHODS
 from jobs.cell_baselines import BASELINES
 from jobs.cell_data import DataSet
 from jobs.cells import Asked, Cell, run_cell, write_atomically
+from jobs.code_version import code_commit
 from jobs.command import Result
 from jobs.config import Config
 from pipeline.quality.protocol import JOINT, OWN
@@ -63,12 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--towers",
         choices=("cached", "full"),
         default="cached",
-        help="pictures of descriptor towers are described once (default), or anew in every step; other towers "
-        "are always trained whole. Without dropout both give equal codes, with it the draws differ",
+        help="pictures of descriptor towers are described once (default), or anew in every step; other "
+        "towers are always trained whole. Without dropout both give equal codes, with it the draws differ",
     )
     parser.add_argument("--processes", type=int, default=1, help="cells that run at once")
     parser.add_argument("--recipes", metavar="DIR", type=Path, default=RECIPES)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/methods"))
+    parser.add_argument(
+        "--any-code", action="store_true", help="take cells as they stand though the code has changed since"
+    )
     parser.add_argument("--readme", metavar="FILE", type=Path, help="put the table between its markers")
 
 
@@ -80,7 +83,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     records = []
     for fold in args.folds if args.validation else [None]:
         cached = args.towers == "cached"
-        asked = Asked(args.data, args.out.resolve(), args.recipes, tuple(args.set), fold, cached)
+        asked = Asked(
+            args.data, args.out.resolve(), args.recipes, tuple(args.set), fold, cached, args.any_code
+        )
         for record in run_cells(cells, asked, processes=args.processes):
             log.info("%s", _line(record))
             records.append(record)
@@ -112,7 +117,7 @@ def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[
     """Write the table as JSON, Markdown and SVG, and into the README if that is asked for."""
     table = summarise(records)
     bits = BITS if args.bits is None or BITS in args.bits else args.bits[0]
-    results = {"command": COMMAND, "commit": _commit(), "bits": bits, "table": table}
+    results = {"command": COMMAND, "commit": code_commit(), "bits": bits, "table": table}
     for note in notes(table, bits):
         log.info("%s", note)
     page, plot = results_page(results), results_plot(results)
@@ -127,15 +132,6 @@ def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[
 
 def _has_markers(readme: Path) -> bool:
     return readme.is_file() and all(marker in readme.read_text(encoding="utf-8") for marker in MARKERS)
-
-
-def _commit() -> str:
-    """Return the commit of the code, with a + where files have changed since; "unknown" outside a clone."""
-    command = ["git", "-C", str(RECIPES), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _line(record: dict[str, Any]) -> str:

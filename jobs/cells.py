@@ -19,7 +19,7 @@ from cmh_models.method import SIDES, HashMethod
 from cmh_models.towers import TowersConfig
 from jobs.cell_baselines import BASELINES, judge_baseline
 from jobs.cell_data import DataSet, open_view, sibling_groups
-from jobs.code_version import code_version, files_version
+from jobs.code_version import code_commit, code_version, files_version
 from jobs.config import Config, load_config
 from jobs.sets import EncodedSet, check_sets, encode_sets
 from jobs.source import source_uri
@@ -53,6 +53,7 @@ class Asked:
     overrides: tuple[str, ...] = ()
     fold: int | None = None  # draw of validation rows; None judges the query rows
     described: bool = True  # pictures of descriptor towers once and for all, not in every step
+    any_code: bool = False  # take a cell as it stands though the code has changed since
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Cell:
     method: str
     bits: int
     seed: int
+
+    @property
+    def file_name(self) -> str:
+        """The beginning of the names of its files."""
+        return f"{self.data.name}_{self.method}_{self.bits}_{self.seed}"
 
     def __str__(self) -> str:
         return f"{self.data.name} {self.method} {self.bits} seed {self.seed}"
@@ -75,13 +81,14 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
         ValueError: there is no recipe for it, or the recipe does not fit the data.
     """
     config = cell_config(cell, asked)
-    key = cell_key(cell, config, asked)
-    file = asked.out / "cells" / f"{cell.data.name}_{cell.method}_{cell.bits}_{cell.seed}_{key[:12]}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+    identity, key = cell_keys(cell, config, asked)
+    if (known := _known(cell, asked, identity=identity, key=key)) is not None:
+        return known
     started = time.monotonic()
     record: dict[str, Any] = {
         "key": key,
+        "identity": identity,
+        "commit": code_commit(),
         "data": cell.data.name,
         "method": cell.method,
         "bits": cell.bits,
@@ -100,7 +107,7 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
             "protocol": evaluation.with_protocol(**known_of(cell, config, facts)).protocol.as_json(),
         }
     record |= facts | {"seconds": round(time.monotonic() - started, 2)}
-    write_atomically(file, json.dumps(record, indent=1))
+    write_atomically(asked.out / "cells" / f"{cell.file_name}_{key[:12]}.json", json.dumps(record, indent=1))
     return record
 
 
@@ -145,18 +152,30 @@ def _recipe(cell: Cell, asked: Asked) -> Path:
     raise ValueError(f"{cell}: no recipe {files[0].name} in {asked.recipes}; see --recipes")
 
 
-def cell_key(cell: Cell, config: Config, asked: Asked) -> str:
-    """Return the digest of all that a cell's numbers depend on."""
-    return digest_json(
+def cell_keys(cell: Cell, config: Config, asked: Asked) -> tuple[str, str]:
+    """Return the digest of what a cell was asked for, and that of it and the code that makes its numbers."""
+    identity = digest_json(
         {
             "settings": settings_of(config),
+            "method": cell.method,
             "data": cell.data.digest,
             "fold": asked.fold,
             "seed": cell.seed,
-            "code": code_version(cell.method),
-            "judging": files_version(*_JUDGING, *(_BASELINES if cell.method in BASELINES else ())),
         }
     )
+    judging = files_version(*_JUDGING, *(_BASELINES if cell.method in BASELINES else ()))
+    return identity, digest_json([identity, code_version(cell.method), judging])
+
+
+def _known(cell: Cell, asked: Asked, *, identity: str, key: str) -> dict[str, Any] | None:
+    """Return the record of a cell that is done; of several by other code the newest."""
+    files = sorted(
+        (asked.out / "cells").glob(f"{cell.file_name}_*.json"), key=lambda file: file.stat().st_mtime
+    )
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in reversed(files)]
+    exact = [record for record in records if record["key"] == key]
+    alike = [record for record in records if asked.any_code and record["identity"] == identity]
+    return next(iter(exact + alike), None)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A digest of the code that a method's codes depend on: its syntax, without comments and docstrings."""
 
 import ast
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def code_version(method: str) -> str:
     module = METHODS[method].partition(":")[0] if method in METHODS else None
     files = sorted({*(ROOT / name for name in SHARED), *(_imported(module) if module else ())})
     return digest_json([[str(file.relative_to(ROOT)), _syntax(file)] for file in files])
+
+
+@cache
+def code_commit() -> str:
+    """Return the commit of the code, with a + where files have changed since; "unknown" outside a clone."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def files_version(*names: str) -> str:

@@ -100,7 +100,7 @@ def _protocol(rows: Sequence[Row]) -> str:
         *[f"{name.capitalize()}: {meaning}." for name, meaning in CODINGS.items()],
         "Baselines work on the very features that the networks start from (for pictures the descriptor, for "
         "texts the bag of words); regularisers, and the best length of CCA, are chosen on validation rows.",
-        "Pictures are described once where a recipe's tower is the fixed descriptor; other towers see pixels.",
+        "Pictures are described once where a recipe's tower is the fixed descriptor; others see pixels.",
         "Spread: largest less smallest over the seeds of weights, order and draws; the split is fixed.",
     ]
     return _listed(told)

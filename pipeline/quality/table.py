@@ -46,6 +46,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Row]:
             continue
         row["seconds"] = round(mean(record["seconds"] for record in seeds), 1)
         row["recipe"] = seeds[0]["recipe"]
+        row["commits"] = sorted({record["commit"] for record in seeds})
         row |= {name: sorted({record[name] for record in seeds}) for name in _OF_ONE if name in seeds[0]}
         for coding in (OWN, JOINT):
             row[coding] = {name: _over_seeds([record[coding] for record in seeds], name) for name in METRICS}
