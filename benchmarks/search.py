@@ -1,11 +1,15 @@
-"""How fast is the exact scan, beside FAISS and beside the machine's limits?
+"""How fast is the search, beside FAISS and beside the machine's limits?
 
-    python benchmarks/search.py [--rows 1000000] [--single-rows 10000000] [--rounds 7]
+    python benchmarks/search.py [--rows 1000000] [--single-rows 10000000] [--rounds 7] [--only flat,ivf]
+    python benchmarks/search.py --table 10000000
 
-Random codes, 128 queries, the same FAISS index for both sides. Batches run on one thread and are timed in
-CPU seconds of that thread; sides take turns, and a ratio is the median over the rounds of its per-round
-ratio. The single query runs on every core over a mapped part file, in wall time, beside a plain sum of the
-same bytes on as many threads. Compiling comes before the first round and is in no figure but its own.
+The second form measures the trade-off table of docs/search.md instead. Exact search: random codes, 128
+queries, the same FAISS index for both sides. Inverted lists: codes around 4,096 random centres, one bit in
+eight flipped, 1,000 queries drawn likewise, the same mapped FAISS file and as many lists visited for both
+sides, as many as recall 0.99 takes; our time includes finding the lists. Batches run on one thread and are
+timed in CPU seconds of that thread; sides take turns, and a ratio is the median over the rounds of its
+per-round ratio. The single query runs on every core over a mapped part file, in wall time, beside a plain sum
+of the same bytes on as many threads. Compiling comes before the first round and is in no figure but its own.
 Prints a table to stderr and one JSON line.
 """
 
@@ -18,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +34,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.search import compiled
-from pipeline.search.parts import Part
+from pipeline.search.approximate import search
+from pipeline.search.families import Effort, parse_recipe
+from pipeline.search.partfiles import PartRecipe, write_codes
+from pipeline.search.parts import Part, read_index
+from pipeline.search.quantisers import Quantiser, load_quantiser, train_quantiser
 from pipeline.search.ranking import PART, Ranking
 from pipeline.search.scan import nearest
+from pipeline.search.tuning import Sample, candidates, measure, table_lines
 
 QUERIES = 128
 FLAT = ((64, 10), (64, 100), (64, 1000), (128, 10), (128, 100), (128, 1000))
@@ -46,11 +56,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="codes of the batch searches")
     parser.add_argument("--single-rows", type=int, default=10_000_000, help="codes of the single query")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help="some of " + ",".join(MEASURED))
+    parser.add_argument(
+        "--table", type=int, metavar="ROWS", help="measure the trade-off table over so many codes"
+    )
     sizes = parser.parse_args()
+    if sizes.table:
+        table(sizes.table)
+        return
     faiss.omp_set_num_threads(1)
     results: dict[str, Any] = {"machine": machine(), "rows": sizes.rows, "compile_seconds": warm_up()}
     ratios: dict[str, Any] = {}
-    for measured in (flat(sizes), parts(sizes), single_query(sizes), merge(sizes)):
+    for name in (sizes.only or ",".join(MEASURED)).split(","):
+        measured = MEASURED[name](sizes)
         ratios |= measured.pop("ratios")
         results |= measured
     report(results, ratios)
@@ -174,6 +192,72 @@ def merge(sizes: argparse.Namespace) -> dict[str, Any]:
     return {"ratios": {"merge_16x100_queries_per_s": round(QUERIES / statistics.median(seconds["merge"]))}}
 
 
+def ivf(sizes: argparse.Namespace) -> dict[str, Any]:
+    """Inverted lists on one thread: ours beside IndexBinaryIVF over the same mapped file."""
+    rng = np.random.default_rng(3)
+    centres = rng.integers(0, 256, (4096, 8), dtype=np.uint8)
+    codes, queries = around(centres, sizes.rows, rng), around(centres, 1000, rng)
+    recipe = f"BIVF{1 << round(np.log2(sizes.rows) / 2)}"
+    with tempfile.TemporaryDirectory() as folder:
+        part, quantiser = listed(codes, recipe, Path(folder))
+        size = (Path(folder) / "part.faiss").stat().st_size / len(codes)
+        nearest_ = nearest([make_part(codes, range(len(codes)))], queries, 10, threads=1).distances[:, -1:]
+        nprobe, recall = 1, 0.0
+        while recall < 0.99:
+            nprobe *= 2
+            effort = Effort(nprobe=nprobe)
+            ours = partial(search, [part], queries, 10, effort=effort, quantiser=quantiser, threads=1)
+            found = ours()
+            recall = float((found.distances <= nearest_).mean())
+        part.index.nprobe = nprobe
+        equal = np.array_equal(found.distances, part.index.search(queries, 10)[0])
+        sides: dict[str, Side] = {"faiss": partial(part.index.search, queries, 10), "ours": ours}
+        seconds = take_turns(sides, sizes.rounds, time.thread_time)
+    rates = {side: round(len(queries) / statistics.median(taken)) for side, taken in seconds.items()}
+    return {
+        "ivf": {"recipe": recipe, "nprobe": nprobe, "recall": round(recall, 4), "queries_per_s": rates},
+        "ratios": {
+            "ivf_recall99_vs_faiss": ratio(seconds["faiss"], seconds["ours"]),
+            "ivf_distances_equal_to_faiss": bool(equal),
+            "ivf_bytes_over_code": round(size - codes.shape[1], 3),
+        },
+    }
+
+
+def listed(codes: np.ndarray, recipe: str, folder: Path) -> tuple[Part, Quantiser]:
+    """Write a BIVF part and open it as a search does."""
+    family = parse_recipe(recipe)
+    sample = codes[
+        np.random.default_rng(0).choice(len(codes), min(len(codes), 64 * family.lists), replace=False)
+    ]
+    quantiser = load_quantiser(train_quantiser(sample, family, seed=0))
+    index, _ = write_codes(codes, PartRecipe(family, codes.shape[1], quantiser), folder)
+    return Part(read_index(index, recipe), pa.table({"id": np.arange(len(codes))})), quantiser
+
+
+def table(rows: int) -> None:
+    """Measure the trade-off table: what `index.recipe: auto` measures, over this many codes."""
+    rng = np.random.default_rng(3)
+    centres = rng.integers(0, 256, (rows // 256, 8), dtype=np.uint8)
+    sample = Sample(around(centres, rows, rng), around(centres, 256, rng), rows, "drawn likewise")
+    warm_up()
+    trials = measure(sample, candidates(rows, rows, 64), seed=0)
+    for line in table_lines(trials):
+        print(line, file=sys.stderr)
+    print(json.dumps({"machine": machine(), "rows": rows, "trials": [asdict(trial) for trial in trials]}))
+
+
+def around(centres: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw codes around random centres: one bit in eight is another."""
+    blocks = []
+    for start in range(0, rows, 1 << 18):
+        count = min(1 << 18, rows - start)
+        shape = (count, centres.shape[1])
+        flips = np.bitwise_and.reduce([rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(3)])
+        blocks.append(centres[rng.integers(0, len(centres), count)] ^ flips)
+    return np.concatenate(blocks)
+
+
 def draw(rows: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(bits)
     return (
@@ -234,10 +318,22 @@ def report(results: dict[str, Any], ratios: dict[str, Any]) -> None:
         "parts_16_vs_1_k10": 1.15,
         "parts_16_vs_1_k100": 1.3,
         "merge_16x100_queries_per_s": 150_000,
+        "flat_128_k1000_vs_faiss": "",
+        "ivf_recall99_vs_faiss": 2,
+        "ivf_bytes_over_code": 8,
     }
     for name, value in ratios.items():
         print(f"{name:<40} {value!s:>10}   {goals.get(name, '')}", file=sys.stderr)
     print(json.dumps({**results, "ratios": ratios}))
+
+
+MEASURED: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "flat": flat,
+    "parts": parts,
+    "single": single_query,
+    "merge": merge,
+    "ivf": ivf,
+}
 
 
 if __name__ == "__main__":

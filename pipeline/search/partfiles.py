@@ -138,6 +138,24 @@ class PartWriter:
                 sink.write(_built(codes, self.recipe.family).data)
 
 
+def write_codes(codes: np.ndarray, recipe: PartRecipe, folder: Path) -> tuple[Path, Path]:
+    """Write both files of a part of bare codes, whose ids and keys are the numbers of its rows."""
+    writer = PartWriter(folder, recipe)
+    for start in range(0, len(codes), 1 << 20):
+        block = np.ascontiguousarray(codes[start : start + (1 << 20)])
+        numbers = pa.array(np.arange(start, start + len(block)))
+        values = [None, pa.py_buffer(block)]
+        columns = {
+            "id": numbers,
+            "key": numbers.cast(pa.large_string()),
+            "unit": pa.array(np.zeros(len(block), np.int32)),
+            "row": numbers,
+            "code": pa.FixedSizeBinaryArray.from_buffers(pa.binary(codes.shape[1]), len(block), values),
+        }
+        writer.add(pa.table(columns))
+    return writer.finish(["codes"], {})
+
+
 def code_matrix(column: pa.ChunkedArray, size: int) -> np.ndarray:
     """Return fixed-size binary values as (N, size) uint8."""
     array = column.combine_chunks()

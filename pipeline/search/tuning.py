@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.search import approximate, scan
 from pipeline.search.families import Effort, parse_recipe
 from pipeline.search.indexing import SETTINGS
 from pipeline.search.order import NO_DISTANCE
-from pipeline.search.partfiles import PartRecipe, PartWriter
+from pipeline.search.partfiles import PartRecipe, write_codes
 from pipeline.search.parts import Part, read_index, read_keys
 from pipeline.search.quantisers import (
     MOST_TRAINING_CODES,
@@ -135,15 +134,7 @@ def _build(codes: np.ndarray, recipe: str, *, seed: int) -> tuple[Part, Quantise
         drawn = codes[rng.choice(len(codes), count, replace=False)]
         quantiser = load_quantiser(train_quantiser(drawn, family, seed=seed))
     with tempfile.TemporaryDirectory() as name:
-        writer = PartWriter(Path(name), PartRecipe(family, codes.shape[1], quantiser))
-        numbers = pa.array(np.arange(len(codes)))
-        code = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(codes.shape[1]), len(codes), [None, pa.py_buffer(np.ascontiguousarray(codes))]
-        )
-        unit = pa.array(np.zeros(len(codes), np.int32))
-        key = pa.array([""], pa.large_string()).take(pa.array(np.zeros(len(codes), np.int64)))
-        writer.add(pa.table({"id": numbers, "key": key, "row": numbers, "code": code, "unit": unit}))
-        index, keys = writer.finish(["sample"], {})
+        index, keys = write_codes(codes, PartRecipe(family, codes.shape[1], quantiser), Path(name))
         size = index.stat().st_size
         return Part(read_index(index, recipe), read_keys(keys, recipe)), quantiser, size
 
