@@ -77,18 +77,24 @@ def _chosen_parts(candidate: Candidate, side: str, rng: np.random.Generator) -> 
 
 def _stored_codes(candidate: Candidate, side: str, row: Mapping[str, Any]) -> tuple[pa.Array, np.ndarray]:
     """Read keys and codes of a part from the code files that it was built from."""
-    named = set(pc.unique(read_keys(candidate.night.store, row["part"])["unit"]).to_pylist())
-    units = candidate.tables["units"]
+    store, units = candidate.night.store, candidate.tables["units"]
+    named = set(pc.unique(read_keys(store, row["part"])["unit"]).to_pylist())
+    paths = named | {
+        name.rpartition("[")[0] for name in named
+    }  # ranges have row groups behind it
+    mine = pc.and_(
+        pc.equal(units["side"], side), pc.is_in(units["path"], value_set=pa.array(sorted(paths), pa.string()))
+    )
     tables = [
-        pq.read_table(
-            pa.BufferReader(candidate.night.store.read(code_path(code_file(unit)))), columns=["key", "code"]
-        )
-        for unit in units.filter(pc.equal(units["side"], side)).to_pylist()
+        pq.read_table(pa.BufferReader(store.read(code_path(code_file(unit)))), columns=["key", "code"])
+        for unit in units.filter(mine).to_pylist()
         if unit["encoded"] and unit_name(unit) in named
     ]
     rows = pa.concat_tables(tables).combine_chunks()
-    codes = np.frombuffer(b"".join(rows["code"].to_pylist()), np.uint8)
-    return rows["key"], codes.reshape(len(rows), -1)
+    code = rows["code"].chunk(0)
+    size = code.type.byte_width
+    values = np.frombuffer(code.buffers()[1], np.uint8)[code.offset * size : (code.offset + len(code)) * size]
+    return rows["key"], values.reshape(-1, size)
 
 
 def _ask(
