@@ -79,9 +79,7 @@ def _stored_codes(candidate: Candidate, side: str, row: Mapping[str, Any]) -> tu
     """Read keys and codes of a part from the code files that it was built from."""
     store, units = candidate.night.store, candidate.tables["units"]
     named = set(pc.unique(read_keys(store, row["part"])["unit"]).to_pylist())
-    paths = named | {
-        name.rpartition("[")[0] for name in named
-    }  # ranges have row groups behind it
+    paths = named | {name.rpartition("[")[0] for name in named}  # ranges have row groups behind it
     mine = pc.and_(
         pc.equal(units["side"], side), pc.is_in(units["path"], value_set=pa.array(sorted(paths), pa.string()))
     )
