@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.releases.addresses import code_path, part_address, part_keys_path, part_path
+from pipeline.releases.locating import unit_name
 from pipeline.releases.manifest import PARTS, ManifestError, code_file
 from pipeline.releases.storage import Storage
 from pipeline.search.assembly import Need, assemble, memory_need
@@ -48,13 +49,6 @@ class PartPlan:
     def need(self, code_size: int) -> Need:
         """Estimate the memory that the build takes."""
         return memory_need(self.rows, self.code_bytes, parse_recipe(self.recipe), code_size=code_size)
-
-
-def unit_name(row: Mapping[str, Any]) -> str:
-    """Return what names a unit in its part: the path of its file, and its row groups if it is a range."""
-    if row["first_row_group"] is None:
-        return str(row["path"])
-    return f"{row['path']}[{row['first_row_group']}:{row['last_row_group']}]"
 
 
 def plan_release_parts(
