@@ -1,4 +1,4 @@
-"""The whole of the trials: `python -m tests.chaos [--seed N] [--points N] [--only WORDS] [--no-ray]`.
+"""The whole of the trials: `python -m tests.chaos [--seed N] [--points N] [--only WORDS] [--no-ray | --only-ray]`.
 
 Every write of a night is a point twice, every kind of request meets faults, and what a lease and a cluster go
 through comes on top. Ends with a table and code 1 if anything was wrong.
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", type=int, help="at most so many, drawn by seed")
     parser.add_argument("--only", help="points whose name holds these words")
     parser.add_argument("--no-ray", action="store_true", help="without the points that need a cluster")
+    parser.add_argument("--only-ray", action="store_true", help="those alone")
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", file=sys.stderr)
     with (
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         outcomes: list[Outcome] = []
         for large in (False, True):
-            if large and args.no_ray:
+            if (large and args.no_ray) or (not large and args.only_ray):
                 continue
             name = "large" if large else "small"
             place = Path(folder) / name

@@ -34,6 +34,7 @@ from tests.proxy import Proxy
 
 GOOD_PICTURES = ("good-1", "empty-caption", "no-text", "good-2")  # of BAD_ROWS
 GOOD_TEXTS = ("good-1", "truncated", "huge", "not-a-picture", "no-picture", "good-2")
+LOOK = 0.3  # seconds between two looks of a reader
 SECONDS = 180  # within which a night must have ended
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,7 @@ class World:
             "encode.model": str(self.folder / "model"),
             "encode.chunk_bytes": str(1 << 20),
             "encode.max_reject_fraction": "0.5",
+            **{f"gate.{limit}": "1" for limit in ("max_balance", "max_collisions", "max_dead_bits")},
             "index.part_boundary": "2",
             "run.dir": str(self.folder / "runs" / name),
         }
@@ -177,7 +179,7 @@ def _read(uri: str, cache: str, pipe: Any, told: dict[str, str]) -> None:
     seen: list[str] = []
     faults: list[str] = []
     looks = 0
-    while not looks or not pipe.poll(0.02):
+    while not looks or not pipe.poll(LOOK):
         try:
             release = Release.open(uri, cache=cache)
             found = verify(Storage(uri), release.digest).faults
