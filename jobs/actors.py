@@ -62,12 +62,18 @@ def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
     return tell
 
 
-def map_tasks(function: Callable[..., Any], items: Sequence[Any], *, at_once: int = 64) -> Iterator[Any]:
-    """Run a function on every item in tasks of the cluster; yield results in the order of the items."""
+def map_tasks(
+    function: Callable[..., Any], items: Sequence[Any], *, at_once: int = 64, **inputs: Any
+) -> Iterator[Any]:
+    """Run a function on every item in tasks of the cluster; yield results in the order of the items.
+
+    Args:
+        inputs: further arguments of the function.
+    """
     task = ray.remote(function)
     running: list[ray.ObjectRef] = []
     for item in items:
-        running.append(task.remote(item))
+        running.append(task.remote(item, **inputs))
         if len(running) >= at_once:
             yield _result(running.pop(0))
     yield from map(_result, running)

@@ -40,7 +40,11 @@ FEW_ROWS = 512
 MANY_ROWS = 4_000_000
 """So many codes are indexed by tasks of the cluster; fewer are done before a cluster has started."""
 MANY_FILES = 256
-"""For so many addresses the store's code files are listed; so many that stand are read by tasks."""
+"""For more addresses than this the store's code files are listed, instead of asked for one by one."""
+MANY_READS = 4096
+"""More code files than this, left by an earlier run, are read by tasks of the cluster."""
+READS = 256
+"""So many of them by each task."""
 
 Rows = list[dict[str, Any]]
 
@@ -118,10 +122,16 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
         from jobs.actors import join_cluster, map_tasks
 
         join_cluster(night)
-        made = list(map_tasks(partial(make_part, storage=night.store), missing, at_once=at_once))
+        made = list(map_tasks(make_part, missing, at_once=at_once, storage=night.store))
     else:
         made = [make_part(plan, night.store) for plan in missing]
     return parts_table(rows + made), {"parts_built": len(made), "parts_reused": len(rows)}
+
+
+def units_to_encode(night: Night, plan: Plan) -> list[UnitWork]:
+    """Return the units that a plan wants, as if nothing of them stood in the store."""
+    nothing = pa.chunked_array([pa.array([False] * len(plan.encode), pa.bool_())])
+    return [_work(night, rows) for rows in _units(plan.encode, nothing)]
 
 
 def _may_stand(store: Storage, addresses: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -178,14 +188,14 @@ def _work(night: Night, rows: Rows) -> UnitWork:
 
 def _find(night: Night, addresses: Sequence[str]) -> dict[str, StoredCodes]:
     """Read what stands at some addresses: a few files here, many in tasks of the cluster."""
-    find = partial(_find_some, store=night.store)
-    if len(addresses) <= MANY_FILES:
-        return find(addresses)
+    if len(addresses) <= MANY_READS:
+        return _find_some(addresses, night.store)
     from jobs.actors import join_cluster, map_tasks
 
     join_cluster(night)
-    groups = [addresses[start : start + MANY_FILES] for start in range(0, len(addresses), MANY_FILES)]
-    return {address: codes for found in map_tasks(find, groups) for address, codes in found.items()}
+    groups = [addresses[start : start + READS] for start in range(0, len(addresses), READS)]
+    found = map_tasks(_find_some, groups, store=night.store)
+    return {address: codes for group in found for address, codes in group.items()}
 
 
 def _find_some(addresses: Sequence[str], store: Storage) -> dict[str, StoredCodes]:

@@ -43,7 +43,7 @@ def night(ray_cluster: str, world: Path) -> Result:
 
 
 def tolerant(world: Path, store: str, *others: str) -> list[str]:
-    # The gate is right about this corpus: few pictures under many keys, seen by a model that has learnt nothing.
+    # The gate is right about this corpus: few pictures under many keys, and an untrained model.
     gate = [f"gate.max_{name}=1" for name in ("balance", "dead_bits", "collisions")]
     return settings(world / "source", world / store, world / "model", *gate, *others)
 

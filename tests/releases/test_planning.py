@@ -5,7 +5,7 @@ import random
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.codes import PACKER_VERSION
@@ -74,6 +74,7 @@ def night(
     return plan_night(units, towers, recipes=both(recipe), parent_units=parent, retries=retries)
 
 
+@settings(max_examples=50)
 @given(listings, listings, towers, towers, recipes, recipes)
 def test_a_plan_is_that_of_the_slow_oracle(before, after, old, new, first, second) -> None:  # type: ignore[no-untyped-def]
     parent = finished(night(before, towers=old, recipe=first))
@@ -90,12 +91,14 @@ def test_a_plan_is_that_of_the_slow_oracle(before, after, old, new, first, secon
         assert (row["size"], row["token"]) == (file.size, file.token)
 
 
+@settings(max_examples=25)
 @given(listings, st.randoms(use_true_random=False))
 def test_the_order_of_the_listing_does_not_count(files: list[SourceFile], order: random.Random) -> None:
     shuffled = order.sample(files, len(files))
     assert night(shuffled) == night(files)
 
 
+@settings(max_examples=25)
 @given(listings)
 def test_the_second_night_of_an_equal_source_has_nothing_to_do(files: list[SourceFile]) -> None:
     parent = finished(night(files))
@@ -180,6 +183,7 @@ def test_an_empty_source_has_an_empty_plan() -> None:
     assert plan.counts()["units_total"] == 0
 
 
+@settings(max_examples=50)
 @given(
     st.text(max_size=8).filter(lambda text: text.isprintable()),
     st.none() | st.tuples(*[st.integers(0, 8)] * 2),
