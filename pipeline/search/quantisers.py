@@ -21,8 +21,8 @@ from pipeline.search.families import Family
 from pipeline.search.parts import Part
 from pipeline.search.scan import nearest
 
-MOST_TRAINING_CODES = 256
-"""Per list; FAISS's k-means takes no more."""
+MOST_TRAINING_CODES = 64
+"""Per list; what training costs grows with it and with the square of the lists."""
 TRAINING_BYTES = 33
 """Memory of training per byte of code: the code, and its bits as floats."""
 _BLOCK = 1 << 18  # rows assigned at once
@@ -76,7 +76,7 @@ def train_quantiser(codes: np.ndarray, family: Family, *, seed: int) -> bytes:
     """Find the centroids of a family's lists by k-means over bits, and return the FAISS file.
 
     Args:
-        codes: (N, S) uint8: a sample of what will be indexed; more than 256 a list change nothing.
+        codes: (N, S) uint8: a sample of what will be indexed; 64 a list are enough.
     Raises:
         ValueError: fewer codes than lists.
     """

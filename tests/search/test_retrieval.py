@@ -1,6 +1,7 @@
 """Opening a release and searching it: what is answered, what is refused, and what is never imported."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
+from pipeline.search.families import parse_recipe
+from pipeline.search.quantisers import train_quantiser
 from pipeline.search.retrieval import Release
 from tests import reference
 from tests.search.stores import code_table, publish, sample_id, write_store
@@ -93,6 +96,104 @@ def test_a_side_that_was_not_opened_says_so(store: tuple[Path, str]) -> None:
     assert release.search(QUERY, 1, "I2T").distances.shape == (4, 1)
     with pytest.raises(ValueError, match="searches side 'image', which was not opened"):
         release.search(QUERY, 1, "T2I")
+
+
+@pytest.mark.parametrize("recipe", ["BIVF4", "BHNSW8", "BHash6", "BHash2x4"])
+def test_a_release_of_every_family_is_opened_and_searched(tmp_path: Path, recipe: str) -> None:
+    family = parse_recipe(recipe)
+    quantiser = train_quantiser(CODES, family, seed=0) if family.has_quantiser else b""
+    images = [{f"u{n}": code_table(KEYS[n:m], size=2, codes=CODES[n:m])} for n, m in ((0, 20), (20, 60))]
+    digest = write_store(tmp_path, {"image": images}, code_length=16, recipe=recipe, quantiser=quantiser)
+    release = Release.open(tmp_path, digest=digest, sides=["image"])
+    hits = release.search(CODES[:9], 3)
+    assert hits.distances[:, 0].tolist() == [0] * 9
+    assert [len(line) for line in hits.keys] == (hits.ids >= 0).sum(axis=1).tolist()
+    everything = reference.search(CODES[:9], CODES, ids=[sample_id(key) for key in KEYS], keys=KEYS, k=60)
+    if recipe != "BHash6":
+        within = [[hit[2] for hit in line if hit[0] <= 5] for line in everything]
+        assert [keys for _, _, keys in release.range_search(CODES[:9], 5)] == within
+    else:
+        assert all(set(keys) <= set(KEYS) for _, _, keys in release.range_search(CODES[:9], 5))
+
+
+def test_a_quantiser_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    quantiser = train_quantiser(CODES, parse_recipe("BIVF4"), seed=0)
+    tables = [{"u": code_table(KEYS, size=2, codes=CODES)}]
+    digest = write_store(tmp_path, {"image": tables}, code_length=16, recipe="BIVF4", quantiser=quantiser)
+    (file,) = (tmp_path / "quantisers").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ManifestError, match=f"{file.name} is damaged: its digest is "):
+        Release.open(tmp_path, digest=digest, sides=["image"])
+    file.unlink()
+    with pytest.raises(ManifestError, match=f"{file.name} is missing: the release's coarse quantiser"):
+        Release.open(tmp_path, digest=digest, sides=["image"])
+
+
+def test_a_bit_that_flipped_and_a_part_that_was_swapped_are_named_where_that_is_asked_for(
+    store: tuple[Path, str],
+) -> None:
+    for suffix in (".faiss", ".keys.arrow"):
+        *_, file, other = part_files(store[0], suffix)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(
+            ManifestError, match=rf"{file.name} is damaged: its sha256 is .*, the release names"
+        ):
+            Release.open(store[0], digest=store[1], check=True)
+        file.write_bytes(other.read_bytes()[: len(whole)].ljust(len(whole), b"x"))
+        with pytest.raises(ManifestError, match=f"{file.name}"):
+            Release.open(store[0], digest=store[1], check=True)
+        file.write_bytes(whole)
+    assert Release.open(store[0], digest=store[1], check=True).rows("image") == 60
+
+
+def test_a_float_index_and_a_part_of_another_family_are_named(store: tuple[Path, str]) -> None:
+    index = part_files(store[0], ".faiss")[-1]
+    size = index.stat().st_size
+    wrong = faiss.IndexFlatL2(1)
+    wrong.add(np.zeros(((size - 45) // 4, 1), np.float32))
+    data = faiss.serialize_index(wrong).tobytes()
+    index.write_bytes(data.ljust(size, b"x"))
+    with pytest.raises(
+        ManifestError, match=rf"{index.name} is a float FAISS index \(IndexFlatL2\), a part must"
+    ):
+        Release.open(store[0], digest=store[1])
+    graph = faiss.IndexBinaryHNSW(16, 2)
+    graph.add(np.zeros((3, 2), np.uint8))
+    index.write_bytes(faiss.serialize_index_binary(graph).tobytes()[:size].ljust(size, b"x"))
+    with pytest.raises(ManifestError, match=f"{index.name}"):
+        Release.open(store[0], digest=store[1])
+
+
+def test_a_release_whose_files_are_collected_while_it_is_open_goes_on_answering(
+    store: tuple[Path, str],
+) -> None:
+    release = Release.open(store[0], digest=store[1])
+    wanted = release.search(QUERY, 9)
+    shutil.rmtree(store[0])
+    hits = release.search(QUERY, 9)
+    assert hits.keys == wanted.keys
+    with pytest.raises(ManifestError, match="is no store"):
+        Release.open(store[0], digest=store[1])
+
+
+@pytest.mark.parametrize("fault", ["a file is in its place", "full"])
+def test_a_cache_that_cannot_be_written_says_so_and_where_to_name_another(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    uri = f"{s3_server}/cache-{fault[0]}"
+    digest = make_store(uri)
+    cache = tmp_path / "cache"
+    if fault == "full":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    else:
+        cache.write_text("not a folder")
+    with pytest.raises(
+        OSError, match=r"cannot keep .* bytes\): .*; free or name another cache folder \(cache="
+    ):
+        Release.open(uri, digest=digest, cache=cache)
 
 
 def test_a_missing_or_truncated_part_is_named(store: tuple[Path, str]) -> None:
