@@ -1,4 +1,4 @@
-"""The whole of the trials: `python -m tests.chaos [--seed N] [--points N] [--only WORDS] [--no-ray | --only-ray]`.
+"""The whole of the trials: `python -m tests.chaos [--seed N] [--points N] [--only WORDS] [--no-ray]`.
 
 Every write of a night is a point twice, every kind of request meets faults, and what a lease and a cluster go
 through comes on top. Ends with a table and code 1 if anything was wrong.
