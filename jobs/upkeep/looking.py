@@ -1,18 +1,24 @@
 """The actions that only look: list, show, verify, diff, explain."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
+from cmh_models.artefact_digest import artefact_digest
 from jobs.command import Result
 from jobs.upkeep.request import Request
 from pipeline.corpus.schema import sample_ids
+from pipeline.releases.addresses import model_path
 from pipeline.releases.differences import Difference, compare
 from pipeline.releases.forgetting import forgotten_keys
 from pipeline.releases.heads import Entry
 from pipeline.releases.locating import find_rows
 from pipeline.releases.manifest import SCHEMAS, ManifestError, read_release, read_table
+from pipeline.releases.storage import Storage
 from pipeline.releases.upkeep import stored_releases, verify
 
 LINES = 20
@@ -52,14 +58,15 @@ def check(request: Request) -> Result:
     """Read and hash everything that a release names."""
     digest = request.digest("verify")
     verdict = verify(request.log.storage, digest)
-    for fault in verdict.faults:
+    faults = [*verdict.faults, *_model_faults(request.log.storage, digest)]
+    for fault in faults:
         print(fault)
-    print(f"release {digest}: {verdict.files} files, {verdict.size} bytes, {len(verdict.faults)} faults")
+    print(f"release {digest}: {verdict.files} files, {verdict.size} bytes, {len(faults)} faults")
     return Result(
-        "failed" if verdict.faults else "done",
+        "failed" if faults else "done",
         outputs={"release": digest},
-        counts={"files": verdict.files, "bytes": verdict.size, "faults": len(verdict.faults)},
-        details={"faults": list(verdict.faults)},
+        counts={"files": verdict.files, "bytes": verdict.size, "faults": len(faults)},
+        details={"faults": faults},
     )
 
 
@@ -107,6 +114,28 @@ def explain(request: Request) -> Result:
             "forgotten": hidden,
         },
     )
+
+
+def _model_faults(storage: Storage, release: str) -> Iterator[str]:
+    """Compare the files of a release's model with the digest that names them."""
+    try:
+        model = read_release(storage, release).recipe.model
+    except ManifestError:
+        return  # said already
+    path = model_path(model)
+    if not storage.list(path):
+        return
+    with TemporaryDirectory() as folder:
+        local = storage.local(path) or Path(folder) / "model"
+        if not local.exists():
+            storage.download_folder(path, local)
+        try:
+            found = artefact_digest(local)
+        except ValueError as error:
+            yield str(error)
+            return
+    if found != model:
+        yield f"{storage.where(path)} is damaged: its files have digest {found}, the release names {model}"
 
 
 def _counts(found: Difference) -> dict[str, int]:

@@ -9,7 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.releases.addresses import code_path, model_path, part_keys_path, part_path, rejects_path
+from pipeline.releases.addresses import (
+    code_path,
+    digest_bytes,
+    model_path,
+    part_keys_path,
+    part_path,
+    quantiser_path,
+    rejects_path,
+)
 from pipeline.releases.manifest import ManifestError, ReleaseManifest, code_file, read_release, read_table
 from pipeline.releases.storage import Storage
 
@@ -48,11 +56,12 @@ def verify(storage: Storage, digest: str, *, threads: int = 8) -> Verdict:
     files = sorted(set(named_files(tables)), key=lambda file: file.path)
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda file: _fault(storage, file), files)
-        faults = [fault for fault in found if fault]
+        faults = list(found)
     faults += _rows_faults(tables)
+    faults += [_quantiser_fault(storage, name) for name in manifest.recipe.quantisers.values()]
     if not storage.list(model_path(manifest.recipe.model)):
         faults.append(f"{storage.where(model_path(manifest.recipe.model))} is missing: the release's model")
-    return Verdict(len(files), sum(file.size for file in files), tuple(faults))
+    return Verdict(len(files), sum(file.size for file in files), tuple(fault for fault in faults if fault))
 
 
 def named_files(tables: dict[str, pa.Table]) -> Iterator[NamedFile]:
@@ -99,6 +108,15 @@ def _fault(storage: Storage, file: NamedFile) -> str:
     return (
         "" if found == file.sha256 else f"{where} is damaged: sha256 {found}, the release names {file.sha256}"
     )
+
+
+def _quantiser_fault(storage: Storage, digest: str) -> str:
+    path = quantiser_path(digest)
+    try:
+        found = digest_bytes(storage.read(path))
+    except FileNotFoundError:
+        return f"{storage.where(path)} is missing"
+    return "" if found == digest else f"{storage.where(path)} is damaged: its digest is {found}"
 
 
 def _hash(storage: Storage, path: str) -> tuple[int, str]:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipeline.releases.addresses import code_path
+from pipeline.releases.addresses import code_path, model_path
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import create_store
 from pipeline.releases.storage import Storage
 from tests.releases.small import taken
-from tests.releases.test_upkeep import CODE, write_small_release
+from tests.releases.test_upkeep import CODE, MODEL, write_small_release
 
 
 @pytest.fixture
@@ -49,6 +49,11 @@ def test_verify_ends_with_code_1_when_a_file_is_harmed(
 ) -> None:
     code, result, _ = releases(capsys, "verify")
     assert (code, result["status"], result["counts"]["faults"]) == (0, "done", 0)
+    store.write(f"{model_path(MODEL)}/config.json", b"[]")
+    code, result, printed = releases(capsys, "verify")
+    assert (code, result["counts"]["faults"]) == (1, 1)
+    assert f"{model_path(MODEL)} is damaged: its files have digest" in printed
+    store.write(f"{model_path(MODEL)}/config.json", b"{}")
     store.write(code_path(CODE), b"other")
     code, result, printed = releases(capsys, "verify", Log(store).current_release() or "")
     assert (code, result["status"]) == (1, "failed")

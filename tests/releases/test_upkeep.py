@@ -1,16 +1,21 @@
 """Verification: a whole release has no fault; every damaged or missing file is named."""
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pytest
 
+from cmh_models.artefact_digest import CONTENT, artefact_digest
 from pipeline.releases.addresses import (
     code_path,
+    digest_bytes,
     digest_json,
     model_path,
     part_keys_path,
     part_path,
+    quantiser_path,
     rejects_path,
     release_path,
     sha256,
@@ -20,16 +25,29 @@ from pipeline.releases.storage import Storage
 from pipeline.releases.upkeep import stored_releases, verify
 
 CODE, PART = digest_json("code"), digest_json("part")
+
+
+def model_digest() -> str:
+    """Return the name of the model whose every file is an empty object."""
+    with TemporaryDirectory() as folder:
+        for name in CONTENT:
+            (Path(folder) / name).write_bytes(b"{}")
+        return artefact_digest(Path(folder))
+
+
+MODEL = model_digest()
 FILES = {
     code_path(CODE): b"codes" * 1000,
     rejects_path(CODE): b"rejects",
     part_path(PART): b"faiss" * 1000,
     part_keys_path(PART): b"keys",
-    f"{model_path('ab' * 16)}/config.json": b"{}",
+    **{f"{model_path(MODEL)}/{name}": b"{}" for name in CONTENT},
 }
 
 
-def write_small_release(storage: Storage, *, indexed: int = 3) -> str:
+def write_small_release(
+    storage: Storage, *, indexed: int = 3, quantisers: dict[str, str] | None = None
+) -> str:
     """Write a release of one unit on one side, with every file it names."""
     for path, data in FILES.items():
         storage.write(path, data)
@@ -48,7 +66,11 @@ def write_small_release(storage: Storage, *, indexed: int = 3) -> str:
         "parts": pa.Table.from_pylist([part], schema=PARTS),
     }
     recipe = ReleaseRecipe(
-        code_length=64, model="ab" * 16, fingerprints={"image": "1" * 32}, input_recipe="3" * 32
+        code_length=64,
+        model=MODEL,
+        fingerprints={"image": "1" * 32},
+        input_recipe="3" * 32,
+        quantisers=quantisers or {},
     )
     return write_release(storage, recipe, tables=tables)
 
@@ -57,7 +79,7 @@ def test_a_whole_release_has_no_fault(storage: Storage) -> None:
     verdict = verify(storage, write_small_release(storage))
     assert verdict.faults == ()
     assert verdict.files == 4
-    assert verdict.size == sum(map(len, FILES.values())) - 2
+    assert verdict.size == sum(map(len, FILES.values())) - 2 * len(CONTENT)
 
 
 @pytest.mark.parametrize("path", list(FILES)[:4])
@@ -84,10 +106,11 @@ def test_every_harmed_file_is_named(
 
 def test_rows_that_no_part_holds_and_a_missing_model_are_said(storage: Storage) -> None:
     digest = write_small_release(storage, indexed=2)
-    storage.delete(f"{model_path('ab' * 16)}/config.json")
+    for name in CONTENT:
+        storage.delete(f"{model_path(MODEL)}/{name}")
     assert [fault.removeprefix(f"{storage.uri}/") for fault in verify(storage, digest).faults] == [
         "image: the units hold 3 codes, the parts 2",
-        f"{model_path('ab' * 16)} is missing: the release's model",
+        f"{model_path(MODEL)} is missing: the release's model",
     ]
 
 
@@ -98,3 +121,15 @@ def test_a_damaged_release_is_listed_as_such(storage: Storage) -> None:
     assert sorted(releases) == sorted([digest, "9" * 32])
     assert "format must be a number" in str(releases["9" * 32])
     assert len(verify(storage, "9" * 32).faults) == 1
+
+
+def test_a_missing_and_a_harmed_quantiser_are_named(storage: Storage) -> None:
+    name = digest_bytes(b"centroids")
+    digest = write_small_release(storage, quantisers={"image": name})
+    (fault,) = verify(storage, digest).faults
+    assert fault == f"{storage.where(quantiser_path(name))} is missing"
+    storage.write(quantiser_path(name), b"centroids")
+    assert verify(storage, digest).faults == ()
+    storage.write(quantiser_path(name), b"others")
+    (fault,) = verify(storage, digest).faults
+    assert fault.startswith(f"{storage.where(quantiser_path(name))} is damaged: its digest is ")
