@@ -24,7 +24,7 @@ from jobs.cli import INTERRUPTED, USAGE_ERROR
 from jobs.config import Config, load_config
 from jobs.explaining import explain
 from pipeline.releases.manifest import ManifestError
-from pipeline.releases.storage import Storage
+from pipeline.releases.storage import Storage, storage_retries
 
 Status = Literal["done", "refused", "failed", "locked"]
 EXIT_CODES: dict[Status, int] = {"done": 0, "failed": 1, "refused": 3, "locked": 4}
@@ -78,7 +78,9 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
     except Exception as error:
         result, code = _failure(name, error, debug=args.debug)
     line = {"job": name, "status": result.status, "seconds": round(time.monotonic() - started, 3)}
-    line |= {"outputs": result.outputs, "metrics": result.metrics, "counts": result.counts} | result.details
+    again = storage_retries()  # of this process; those of a cluster's workers are theirs
+    metrics = result.metrics | ({"storage_retries": again} if again else {})
+    line |= {"outputs": result.outputs, "metrics": metrics, "counts": result.counts} | result.details
     if config is not None and code is None and not getattr(args, "dry_run", False):
         _keep(kept, config, name=name, line=line)
     if config is not None and hasattr(job, "remember") and not getattr(args, "dry_run", False):

@@ -26,6 +26,7 @@ class Outcome:
     seconds: float = 0.0
     codes: list[int] = field(default_factory=list)  # of the disturbed night and of those after it
     looks: int = 0  # of the reader
+    retries: int = 0  # storage_retries, as the nights counted them
     wrong: list[str] = field(default_factory=list)
 
 
@@ -43,6 +44,8 @@ def run_trial(world: World, point: Point, name: str) -> Outcome:
         _overtake(world, point, blow, night, name, outcome)
     else:
         outcome.codes.append(_ended(night, outcome))
+        if point.victim == "nobody" and not outcome.retries and point.fault in ("slow down", "error"):
+            outcome.wrong.append("the request that was made again is not counted")
         world.proxy.forget()
         _run_again(world, point, name, outcome)
     if not blow.struck:
@@ -92,6 +95,7 @@ def _overtake(world: World, point: Point, blow: "_Blow", night: Night, name: str
 
 def _ended(night: Night, outcome: Outcome) -> int:
     code, line = night.wait()
+    outcome.retries += line.get("metrics", {}).get("storage_retries", 0)
     if code == -1:
         outcome.wrong.append(line["error"])
     return code
