@@ -131,6 +131,23 @@ def decode_side(
     return decoded
 
 
+def join_decoded(parts: Sequence[DecodedSide]) -> DecodedSide:
+    """Put decoded ranges of one side, which follow each other, together."""
+    if len(parts) == 1:
+        return parts[0]
+    values = [part.values for part in parts if len(part.values)] or [parts[0].values]
+    lists = isinstance(values[0], list)
+    return DecodedSide(
+        read=sum(part.read for part in parts),
+        rows=np.concatenate([part.rows for part in parts]),
+        keys=[key for part in parts for key in part.keys],
+        hashes=np.concatenate([part.hashes for part in parts]),
+        values=[value for some in values for value in some] if lists else np.concatenate(values),
+        rejects=[reject for part in parts for reject in part.rejects],
+        absent=sum(part.absent for part in parts),
+    )
+
+
 def decode_pairs(table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, first_row: int = 0) -> Pairs:
     """Decode the rows that are complete on both sides; count the others by reason.
 

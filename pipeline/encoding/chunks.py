@@ -1,7 +1,7 @@
 """The plan of chunks: which rows of a unit are decoded and encoded together; pure, from its footer."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
 
@@ -25,6 +25,7 @@ class Chunk:
     row_groups: tuple[int, ...]
     offset: int  # rows before `start` in the first of `row_groups`
     first_row_group: int | None = None  # of the unit, where it is a part of its file
+    pieces: tuple["Chunk", ...] = ()  # read one after another, encoded together; none: read at once
 
     @property
     def place(self) -> Place:
@@ -87,6 +88,23 @@ def plan_chunks(
     if whole:
         add(whole, whole[0].start, whole[-1].stop)
     return chunks
+
+
+def join_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+    """Return chunks of which each is up to `count` neighbours, still read one by one.
+
+    A forward pass has a fixed number of rows, and of a unit whose codes mostly stand already a chunk alone
+    would fill it with few.
+    """
+    joined: list[Chunk] = []
+    for start in range(0, len(chunks), count):
+        pieces = tuple(chunks[start : start + count])
+        groups = sorted({group for piece in pieces for group in piece.row_groups})
+        whole = replace(
+            pieces[0], index=len(joined), stop=pieces[-1].stop, row_groups=tuple(groups), pieces=pieces
+        )
+        joined.append(whole)
+    return joined
 
 
 def _row_groups(metadata: pq.FileMetaData, image_size: int | None) -> Iterator[_RowGroup]:

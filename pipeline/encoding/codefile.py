@@ -106,7 +106,7 @@ def make_code_file(
     Raises:
         RuntimeError: the ledger does not balance: a row was lost or counted twice.
     """
-    side = _drop_duplicates(_join(parts, code_size(recipe.code_length)), unit)
+    side = _drop_duplicates(join_encoded(parts, code_size(recipe.code_length)), unit)
     if len(forgotten):
         side = _drop_forgotten(side, forgotten.mask(unit.keys.to_pylist()), unit.first_row)
     ledger = _ledger(side)
@@ -154,7 +154,8 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
-def _join(parts: Sequence[EncodedSide], size: int) -> EncodedSide:
+def join_encoded(parts: Sequence[EncodedSide], size: int) -> EncodedSide:
+    """Put encoded ranges together, in row order; `size` is that of a code in bytes."""
     rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
     order = np.argsort(rows, kind="stable")
     hashes = np.concatenate([np.empty((0, HASH_SIZE), np.uint8), *(part.hashes for part in parts)])

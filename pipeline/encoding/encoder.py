@@ -3,8 +3,8 @@
 A row whose code is NaN is a reject, a chunk that the network cannot take says why, and neither raises.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,18 @@ import pyarrow as pa
 import torch
 
 from cmh_models.method import HashMethod
-from pipeline.codes import pack
-from pipeline.corpus.decode import DecodedSide, Pairs, Reject
+from pipeline.codes import code_size, pack
+from pipeline.corpus.decode import HASH_SIZE, DecodedSide, Pairs, Reject, join_decoded
 from pipeline.corpus.schema import Side
-from pipeline.encoding.codefile import EncodedSide
+from pipeline.encoding.chunks import Chunk
+from pipeline.encoding.codefile import EncodedSide, join_encoded
 from pipeline.encoding.decoding import DecodedChunk, Receipt, one_line
 from pipeline.encoding.reuse import ReusedRows
 
 TILE = 64
 """Rows of one forward pass. The last rows are padded up to it, so that every pass has the same shape."""
+TILES_HELD = 8
+"""So many tiles of decoded rows wait at most for more rows."""
 
 
 class EncodeChunk:
@@ -36,16 +39,33 @@ class EncodeChunk:
         self.tile = tile
 
     def __call__(self, decoded: DecodedChunk) -> Receipt:
-        if decoded.error:
-            return Receipt(decoded.chunk, pa.array([], pa.string()), error=decoded.error)
+        return self.together(decoded.chunk, [decoded])
+
+    def together(self, chunk: Chunk, pieces: Iterable[DecodedChunk]) -> Receipt:
+        """Encode the pieces of a chunk, held back until the rows of all of them fill some tiles."""
+        keys: list[str | None] = []
+        tokens: list[pa.Array] = []
+        waiting: dict[Side, list[DecodedSide]] = defaultdict(list)
+        done: dict[Side, list[EncodedSide]] = defaultdict(list)
         try:
-            sides = {
-                name: _with_reused(self._encode(name, side), decoded.reused.get(name))
-                for name, side in decoded.sides.items()
-            }
+            for piece in pieces:
+                if piece.error:
+                    return Receipt(chunk, pa.array([], pa.string()), error=piece.error)
+                keys += piece.keys
+                tokens += [] if piece.tokens is None else [piece.tokens]
+                for name, side in piece.sides.items():
+                    waiting[name].append(side)
+                    done[name].append(_reused_side(piece.reused.get(name), self.method.code_length))
+                    if sum(len(held.values) for held in waiting[name]) >= TILES_HELD * self.tile:
+                        done[name].append(self._encode(name, join_decoded(waiting.pop(name))))
+            for name, sides in waiting.items():
+                done[name].append(self._encode(name, join_decoded(sides)))
         except Exception as error:  # a tower that cannot take this unit's values must not end the night
-            return Receipt(decoded.chunk, pa.array([], pa.string()), error=one_line(error))
-        return Receipt(decoded.chunk, pa.array(decoded.keys, pa.string()), sides, tokens=decoded.tokens)
+            return Receipt(chunk, pa.array([], pa.string()), error=one_line(error))
+        size = code_size(self.method.code_length)
+        encoded = {name: join_encoded(parts, size) for name, parts in done.items()}
+        marks = pa.concat_arrays(tokens) if tokens else None
+        return Receipt(chunk, pa.array(keys, pa.string()), encoded, tokens=marks)
 
     def _encode(self, name: Side, side: DecodedSide) -> EncodedSide:
         relaxed = relaxed_codes(self.method, name, side.values, tile=self.tile)
@@ -66,17 +86,13 @@ class EncodeChunk:
         )
 
 
-def _with_reused(side: EncodedSide, reused: ReusedRows | None) -> EncodedSide:
-    """Add the rows that an earlier code file had."""
+def _reused_side(reused: ReusedRows | None, code_length: int) -> EncodedSide:
+    """Return the rows that an earlier code file had; they are counted with the others of their piece."""
     if reused is None:
-        return side
-    return replace(
-        side,
-        rows=np.concatenate([side.rows, reused.rows]),
-        hashes=np.concatenate([side.hashes, reused.hashes]),
-        codes=np.concatenate([side.codes, reused.codes]),
-        reused=np.repeat([False, True], [len(side.rows), len(reused.rows)]),
-    )
+        nothing = np.empty((0, HASH_SIZE), np.uint8), np.empty((0, code_size(code_length)), np.uint8)
+        return EncodedSide(0, 0, np.empty(0, np.int64), *nothing)
+    mark = np.ones(len(reused.rows), bool)
+    return EncodedSide(0, 0, reused.rows, reused.hashes, reused.codes, reused=mark)
 
 
 def encode_side(method: HashMethod, side: Side, values: Any, *, tile: int = TILE) -> np.ndarray:

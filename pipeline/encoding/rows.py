@@ -4,6 +4,7 @@ These are callables for whatever moves rows between processes; nothing here know
 """
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.encoding.chunks import Chunk
@@ -24,13 +25,15 @@ def chunk_row(chunk: Chunk, work: UnitWork) -> Row:
 
 def decode_row(row: Row, source: Source, store: Storage) -> Row:
     """Read and decode the chunk that a row asks for; the store holds the codes that are there already."""
-    return {"decoded": pickle.dumps(_decode(row, source, store))}
+    chunk, decoded = _decode(row, source, store)
+    return {"decoded": pickle.dumps((chunk, list(decoded)))}
 
 
-def _decode(row: Row, source: Source, store: Storage) -> DecodedChunk:
+def _decode(row: Row, source: Source, store: Storage) -> tuple[Chunk, Iterator[DecodedChunk]]:
     chunk, files, earlier = pickle.loads(row["chunk"])
-    sides = tuple(file.side for file in files)
-    return decode_chunk(chunk, source, sides=sides, earlier=open_earlier(files, earlier, store))
+    sides, codes = tuple(file.side for file in files), open_earlier(files, earlier, store)
+    pieces = chunk.pieces or (chunk,)
+    return chunk, (decode_chunk(piece, source, sides=sides, earlier=codes) for piece in pieces)
 
 
 def receipt_of(row: Row) -> Receipt:
@@ -55,7 +58,7 @@ class EncodeRow:
 
     def __call__(self, row: Row) -> Row:
         if self._source is None:
-            decoded = pickle.loads(row["decoded"])
+            chunk, decoded = pickle.loads(row["decoded"])
         else:
-            decoded = _decode(row, self._source, self._store)
-        return {"receipt": pickle.dumps(self._encode(decoded))}
+            chunk, decoded = _decode(row, self._source, self._store)
+        return {"receipt": pickle.dumps(self._encode.together(chunk, decoded))}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.schema import Side
-from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, Place, plan_chunks
+from pipeline.encoding.chunks import CHUNK_BYTES, Chunk, Place, join_chunks, plan_chunks
 from pipeline.encoding.codefile import (
     CodeFile,
     CodeFileRecipe,
@@ -24,6 +24,9 @@ from pipeline.encoding.decoding import Receipt, Source, one_line
 from pipeline.releases.addresses import code_path, rejects_path, sha256
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
 from pipeline.releases.storage import SourceFile, Storage
+
+PIECES = 16
+"""So many chunks of a unit with earlier codes are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES) -
         chunks = plan_chunks(
             work.unit, metadata, max_bytes=max_bytes, image_size=size, row_groups=work.row_groups
         )
+        if work.earlier:
+            chunks = join_chunks(chunks, PIECES)
         rows = chunks[-1].stop - chunks[0].start if chunks else 0
         return replace(work, rows=rows, chunks=tuple(chunks))
     except Exception as error:  # whatever a broken file leads the readers to
