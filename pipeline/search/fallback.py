@@ -4,7 +4,7 @@ Which of the tied rows FAISS returns at a cut is not relied on. A part holds its
 of the rows at one distance the first ones are wanted: they are found again by distance alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,16 +12,32 @@ from pipeline.codes import hamming
 from pipeline.search.order import Found, Nearest, Within, first_of, sort_within
 from pipeline.search.parts import Part
 
-_BEYOND = 16  # rows fetched past k: most ties at the cut then end within them
+BEYOND = 16  # rows fetched past k: most ties at the cut then end within them
 _CANDIDATES = 1 << 22  # held at once, 24 bytes each
 _DISTANCES = 1 << 22  # computed at once by numpy, about 10 bytes each
 
 
-def nearest(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
-    """Find the k rows nearest to each query, on the threads that FAISS is set to use."""
-    width = sum(min(part.rows, k + _BEYOND) for part in parts)
+Fetch = Callable[[Part, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def on_cpu(part: Part, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (Q, n) distances and rows of the nearest codes of a part, in any order of ties."""
+    distances, rows = part.flat.search(codes, n)
+    return distances, rows
+
+
+def nearest(parts: Sequence[Part], codes: np.ndarray, k: int, *, fetch: Fetch = on_cpu) -> Nearest:
+    """Find the k rows nearest to each query, on the threads that FAISS is set to use.
+
+    Args:
+        fetch: finds candidates in one part.
+    """
+    width = sum(min(part.rows, k + BEYOND) for part in parts)
     step = max(1, _CANDIDATES // width)
-    blocks = [_block(parts, codes[start : start + step], k) for start in range(0, max(len(codes), 1), step)]
+    blocks = [
+        _block(parts, codes[start : start + step], k, fetch=fetch)
+        for start in range(0, max(len(codes), 1), step)
+    ]
     return Nearest.joined(blocks)
 
 
@@ -54,9 +70,9 @@ def _within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Iterator[F
             yield Found.in_part(number, query=query, distance=distances[query, row], row=first + row)
 
 
-def _block(parts: Sequence[Part], codes: np.ndarray, k: int) -> Nearest:
+def _block(parts: Sequence[Part], codes: np.ndarray, k: int, *, fetch: Fetch) -> Nearest:
     fetched = [
-        (number, *part.flat.search(codes, min(part.rows, k + _BEYOND)))
+        (number, *fetch(part, codes, min(part.rows, k + BEYOND)))
         for number, part in enumerate(parts)
         if part.rows
     ]

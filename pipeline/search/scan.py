@@ -2,7 +2,8 @@
 
 Answers come in the order (distance, id, key), the cut at k included, whatever the parts and the threads.
 With numba (extra `fast`) the scan is compiled, on the first call of a machine, in seconds; without it FAISS
-scans: the same answers, several times slower. Parts are read where they lie, mapped files included.
+scans: the same answers, several times slower. Parts are read where they lie, mapped files included. Where
+FAISS has a GPU, it finds the candidates, in copies of the codes.
 """
 
 import logging
@@ -15,7 +16,7 @@ from types import ModuleType
 import faiss
 import numpy as np
 
-from pipeline.search import fallback
+from pipeline.search import fallback, gpu
 from pipeline.search.order import Nearest, Within
 from pipeline.search.parts import Part
 
@@ -49,6 +50,8 @@ def nearest(
     codes = checked(parts, codes, k=k)
     if parts[0].is_inverted:
         return _nearest_listed(parts, codes, k, threads=threads)
+    if gpu.is_there() and k + fallback.BEYOND <= gpu.MOST_HITS and all(map(gpu.holds, parts)):
+        return fallback.nearest(parts, codes, k, fetch=gpu.fetch)
     compiled = _compiled()
     if compiled is None or codes.shape[1] > compiled.CODE_SIZE:
         return fallback.nearest(parts, codes, k)
