@@ -19,6 +19,7 @@ from pipeline.encoding.chunks import Chunk
 from pipeline.encoding.codefile import EncodedSide
 from pipeline.encoding.reading import read_rows, read_some
 from pipeline.encoding.reuse import EarlierCodes, ReusedRows
+from pipeline.releases.addresses import check_path
 from pipeline.releases.storage import SourceFile, Storage
 
 
@@ -34,11 +35,12 @@ class Source:
         """Open a unit.
 
         Raises:
-            ValueError: it is no Parquet, or has another size than when it was listed.
+            ValueError: it is no Parquet, its path leads out of the source, or it has another size than when it
+                was listed.
             OSError: it cannot be read.
         """
         filesystem, root = self.root.filesystem()
-        file = filesystem.open_input_file(f"{root}/{unit.path}")
+        file = filesystem.open_input_file(f"{root}/{check_path(unit.path)}")
         if file.size() != unit.size:
             raise ValueError(f"changed after it was listed: {unit.size} bytes then, {file.size()} now")
         return pq.ParquetFile(file)
