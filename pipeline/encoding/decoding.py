@@ -35,8 +35,7 @@ class Source:
         """Open a unit.
 
         Raises:
-            ValueError: it is no Parquet, its path leads out of the source, or it has another size than when it
-                was listed.
+            ValueError: it is no Parquet, its path leads out of the source, or its size is not the one listed.
             OSError: it cannot be read.
         """
         filesystem, root = self.root.filesystem()
