@@ -57,6 +57,6 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.dry_run:
         counts = count_parts(night, units, standing)
     else:
-        night, _ = prepare_index(night, units)
+        night, _ = prepare_index(night, units, parent)
         _, counts = build_parts(night, units, standing)
     return Result(outputs={"store": night.store.uri}, counts=counts)

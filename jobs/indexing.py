@@ -47,7 +47,7 @@ def settle_index(night: Night, parent: Parent) -> Night:
     return replace(night, index=index, auto=auto, quantisers=kept_quantisers)
 
 
-def prepare_index(night: Night, units: pa.Table) -> tuple[Night, dict[str, Any]]:
+def prepare_index(night: Night, units: pa.Table, parent: Parent) -> tuple[Night, dict[str, Any]]:
     """Choose the recipe if it is asked for and not settled, and train the quantisers that are missing.
 
     Args:
@@ -60,6 +60,8 @@ def prepare_index(night: Night, units: pa.Table) -> tuple[Night, dict[str, Any]]
     notes: dict[str, Any] = {}
     if night.index.recipe == AUTO:
         night, notes = _choose(night, units)
+    elif night.auto and parent.manifest and "index" in parent.manifest.notes:
+        notes = {"index": parent.manifest.notes["index"]}  # what was measured goes with what it chose
     family = parse_recipe(night.index.recipe)
     family.check_fits(night.facts.code_length)
     if not family.has_quantiser:

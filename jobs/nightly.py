@@ -49,6 +49,7 @@ from jobs.night import (
     read_parent,
     without_codes,
 )
+from jobs.notes import drop_notes
 from jobs.remembering import remember as remember
 from jobs.source import undrawn
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows
@@ -168,7 +169,7 @@ def _work(
         )
     check_codes(night, tables["units"])
     started = time.monotonic()
-    night, chosen = prepare_index(night, tables["units"])
+    night, chosen = prepare_index(night, tables["units"], parent)
     tables["parts"], parts = build_parts(night, tables["units"], parent.parts)
     metrics["parts_seconds"] = round(time.monotonic() - started, 3)
     report = check_gate(night, wanted, parent, tables)
@@ -182,6 +183,7 @@ def _work(
         log.info("release %s stays current", release)
     else:
         held.channel.publish(held.lease, release)
+        drop_notes(night.store, night.config.store.channel)
         log.info("published release %s: %d rows encoded", release, counts["rows_encoded"])
     outputs = {"release": release, "model": night.facts.digest}
     return Result(outputs=outputs, metrics=metrics, counts=counts | parts, details=details)

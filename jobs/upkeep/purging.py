@@ -82,7 +82,7 @@ class Purge:
                 rejects.pop(before, None)
                 rejects[code_file(unit)] = self._rejects_row(unit)
         units = pa.Table.from_pylist(rows, schema=UNITS)
-        config = IndexConfig.model_validate(manifest.recipe.index)
+        config = IndexConfig.from_release(manifest.recipe.index)
         plans = plan_release_parts(units, config, manifest.recipe.quantisers)
         known, missing = reuse_parts(plans, tables["parts"])
         parts = parts_table(known + [make_part(plan, self.storage) for plan in missing])

@@ -59,6 +59,11 @@ class IndexConfig(BaseModel):
         """How much of an index a search looks at."""
         return Effort(nprobe=self.nprobe, nflip=self.nflip, ef_search=self.ef_search)
 
+    @classmethod
+    def from_release(cls, index: Mapping[str, Any]) -> "IndexConfig":
+        """Return the settings that a release's parts were built with."""
+        return cls(**{name: value for name, value in index.items() if name in cls.model_fields})
+
     def of_release(self) -> dict[str, Any]:
         """Return what a release says of its index: what its parts and answers depend on."""
         setting = None if self.recipe == AUTO else SETTINGS.get(parse_recipe(self.recipe).kind)

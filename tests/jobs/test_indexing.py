@@ -11,6 +11,8 @@ from jobs.command import Result
 from pipeline.releases.addresses import part_path, quantiser_path
 from pipeline.releases.manifest import ReleaseManifest, read_release, read_table
 from pipeline.releases.storage import Storage
+from pipeline.search.building import plan_release_parts
+from pipeline.search.indexing import IndexConfig
 from pipeline.search.retrieval import Release
 from tests.encoding.sources import many_rows, tiny_method, write_rows
 from tests.jobs.nights import run, settings
@@ -93,7 +95,11 @@ def test_a_recipe_is_chosen_once_and_kept_until_something_else_is_asked_for(worl
     add_unit(world, 3)
     second = night(world, "index.recipe=auto", "index.target_recall=0.9")
     assert manifest(world, second).recipe.index == made.recipe.index
-    assert "index" not in manifest(world, second).notes
+    assert manifest(world, second).notes["index"] == made.notes["index"]
+    parts = plan_release_parts(
+        read_table(Storage(world / "store"), made, "units"), IndexConfig.from_release(made.recipe.index)
+    )
+    assert len(parts) == 6
     small = night(world, "index.recipe=auto", "index.target_bytes=100000")
     assert manifest(world, small).notes["index"]["codes"] == 400
     assert Release.open(world / "store").rows("image") == 400
