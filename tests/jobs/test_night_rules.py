@@ -165,7 +165,8 @@ def test_the_chain_runs_on_s3(ray_cluster: str, s3_server: str, model: Path, tmp
     write_rows(folder / "a.parquet", many_rows(0, 600), row_group_size=400)  # too many for the driver alone
     write_rows(folder / "b" / "c.parquet", BAD_ROWS)
     Storage(where).upload_folder(folder, "source")
-    overrides = settings(f"{where}/source", f"{where}/store", model, "encode.max_reject_fraction=1")
+    gate = [f"gate.max_{name}=1" for name in ("balance", "dead_bits", "collisions")]  # an untrained model
+    overrides = settings(f"{where}/source", f"{where}/store", model, "encode.max_reject_fraction=1", *gate)
     first = run(overrides)
     assert (first.counts["units_encoded"], first.counts["rows_encoded_image"]) == (2, 604)
     release = Release.open(f"{where}/store", cache=tmp_path / "cache")
