@@ -7,7 +7,8 @@ itself, with the same functions as a cluster's: that is done before a cluster ha
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from jobs.budget import NO_LIMIT, Budget
 from jobs.indexing import plan_builds
 from jobs.night import Night
+from jobs.notes import find_noted, read_notes, write_notes
 from jobs.progress import Progress
 from pipeline.corpus.schema import SchemaError
 from pipeline.encoding.chunks import Place
@@ -45,6 +47,7 @@ MANY_READS = 4096
 """More code files than this, left by an earlier run, are read by tasks of the cluster."""
 READS = 256
 """So many of them by each task."""
+SECONDS_PER_NOTE = 600.0
 
 Rows = list[dict[str, Any]]
 
@@ -61,11 +64,31 @@ class Encoded:
 class _Tally:
     """What has become of the units so far."""
 
+    notebook: "_Notebook | None" = None
     made: list[UnitReport] = field(default_factory=list)
     found: dict[str, StoredCodes] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     left: list[Place] = field(default_factory=list)
     started: int = 0
+
+    @property
+    def standing(self) -> Iterator[StoredCodes]:
+        """Every code file of these units that stands in the store."""
+        return itertools.chain(self.found.values(), *(report.files.values() for report in self.made))
+
+
+class _Notebook:
+    """Notes of a channel: read once, written now and then and at the end."""
+
+    def __init__(self, night: Night) -> None:
+        self.store, self.channel = night.store, night.config.store.channel
+        self.before = read_notes(self.store, self.channel)
+        self._due = time.monotonic() + SECONDS_PER_NOTE
+
+    def write(self, standing: Iterable[StoredCodes], *, if_due: bool = False) -> None:
+        if not if_due or time.monotonic() >= self._due:
+            write_notes(self.store, self.channel, standing, before=self.before)
+            self._due = time.monotonic() + SECONDS_PER_NOTE
 
 
 def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Encoded:
@@ -78,17 +101,14 @@ def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Enco
     encoder = _Encoder(
         night, budget, Progress(plan.counts()["units_encoded"], *night.run_json, job=night.job)
     )
-    tally = _Tally()
+    tally = _Tally(_Notebook(night) if len(plan.encode) > MANY_FILES else None)
     units = _units(plan.encode, _may_stand(night.store, plan.encode["code"]))
-    while batch := list(itertools.islice(units, night.config.encode.units_in_flight)):
-        if tally.left:  # the limit is reached: what is left is not even looked at
-            tally.left += [_place(unit[0]) for unit in batch]
-            continue
-        works = _missing(night, batch, tally.found)
-        encoder.progress.stands(len(batch) - len(works))
-        allowed = 0 if budget.is_over() else budget.left(tally.started)
-        tally.left += [work.place for work in works[allowed:]] if allowed is not None else []
-        _take(encoder, works[:allowed], tally)
+    try:
+        while batch := list(itertools.islice(units, night.config.encode.units_in_flight)):
+            _take_batch(encoder, batch, tally)
+    finally:  # an interrupted run too leaves its notes
+        if tally.notebook is not None:
+            tally.notebook.write(tally.standing)
     for path, error in sorted(tally.refused.items()):
         log.warning("refused %s: %s", path, error)
     made = tuple(sorted(tally.made, key=lambda report: (report.place[0], report.place[1] or 0)))
@@ -157,10 +177,27 @@ def _place(row: Mapping[str, Any]) -> Place:
     return row["path"], row["first_row_group"]
 
 
-def _missing(night: Night, units: Sequence[Rows], found: dict[str, StoredCodes]) -> list[UnitWork]:
+def _take_batch(encoder: "_Encoder", units: Sequence[Rows], tally: _Tally) -> None:
+    """Look which code files of some units stand, and have the others made."""
+    if tally.left:  # the limit is reached: what is left is not even looked at
+        tally.left += [_place(unit[0]) for unit in units]
+        return
+    works = _missing(encoder.night, units, tally)
+    encoder.progress.stands(len(units) - len(works))
+    allowed = 0 if encoder.budget.is_over() else encoder.budget.left(tally.started)
+    tally.left += [work.place for work in works[allowed:]] if allowed is not None else []
+    _take(encoder, works[:allowed], tally)
+    if tally.notebook is not None:
+        tally.notebook.write(tally.standing, if_due=True)
+
+
+def _missing(night: Night, units: Sequence[Rows], tally: _Tally) -> list[UnitWork]:
     """Return the units that lack a code file, and note the files that stand."""
-    found |= _find(night, [row["code"] for unit in units for row in unit if row["stands"]])
-    lacking = ([row for row in unit if row["code"] not in found] for unit in units)
+    standing = [row["code"] for unit in units for row in unit if row["stands"]]
+    if tally.notebook is not None:
+        tally.found |= find_noted(tally.notebook.before, standing)
+    tally.found |= _find(night, [address for address in standing if address not in tally.found])
+    lacking = ([row for row in unit if row["code"] not in tally.found] for unit in units)
     return [_work(night, rows) for rows in lacking if rows]
 
 

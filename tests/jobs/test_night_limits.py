@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from cmh_models.artefact import save_pretrained
-from jobs import encode, nightly
+from jobs import encode, nightly, stages
 from jobs.budget import Budget, budget
 from jobs.config import load_config
 from jobs.night import Parent, open_night, plan
+from jobs.notes import find_noted, read_notes, write_notes
 from jobs.progress import Progress, duration
-from jobs.stages import units_to_encode
 from pipeline.encoding.codefile import Ledger
 from pipeline.encoding.units import StoredCodes, StoredFile, UnitReport, open_unit
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN
@@ -104,7 +104,7 @@ def test_units_in_flight_at_the_deadline_are_finished_by_the_cluster(
     overrides = feature_settings(tmp_path, "resources.encoders=1")
     ticks = iter(range(1000))
     night = open_night(load_config(None, overrides, {}), argparse.Namespace())
-    works = [open_unit(work, night.source) for work in units_to_encode(night, plan(night, Parent()))]
+    works = [open_unit(work, night.source) for work in stages.units_to_encode(night, plan(night, Parent()))]
     night.keep_model()
     join_cluster(night)
     limit = Budget(deadline=3, clock=lambda: next(ticks))
@@ -113,6 +113,84 @@ def test_units_in_flight_at_the_deadline_are_finished_by_the_cluster(
     assert all(not report.error and report.files.keys() == {"image", "text"} for report in reports)
     rest = run(overrides)
     assert rest.counts["units_encoded"] == 12 - len(reports)
+
+
+@pytest.mark.ray
+def test_many_code_files_of_an_ended_run_are_read_by_tasks_and_found_all(
+    ray_cluster: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(feature_settings(world), job=encode)
+    night = open_night(load_config(None, feature_settings(world), {}), argparse.Namespace())
+    wanted = plan(night, Parent())
+    here = stages.find_code_files(night, wanted)
+    for name, value in (("MANY_FILES", 3), ("MANY_READS", 3), ("READS", 5)):
+        monkeypatch.setattr(stages, name, value)
+    assert stages.find_code_files(night, wanted) == here
+    assert len(here) == 12
+
+
+def test_what_an_earlier_night_made_is_noted_and_not_read_again(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "MANY_FILES", 3)
+    overrides = feature_settings(world)
+    run(overrides, max_units=4)
+    notes = world / "store" / "hints" / "main.parquet"
+    assert notes.exists()
+    made = list((world / "store" / "codes").iterdir())
+    kept = {file: file.read_bytes() for file in made}
+    for file in made:
+        file.write_bytes(b"who reads this is led astray")
+    wanted = plan(open_night(load_config(None, overrides, {}), argparse.Namespace()), Parent())
+    second = stages.encode_units(
+        open_night(load_config(None, overrides, {}), argparse.Namespace()), wanted, budget=Budget(max_units=1)
+    )
+    assert (len(second.outcome.found), len(second.outcome.made), len(second.left)) == (8, 1, 1)
+    for file, data in kept.items():
+        file.write_bytes(data)
+    made[0].unlink()  # a note without its file is worth nothing
+    last = run(overrides)
+    assert last.counts["units_encoded"] == 2
+    assert not notes.exists()
+    assert last.outputs == run(feature_settings(world, store="other")).outputs
+
+
+def test_damaged_notes_are_passed_over(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    one = StoredCodes(
+        "1" * 32, Ledger(3, 1, 1, 1, {"why": 1}), StoredFile("a" * 64, 5), StoredFile("b" * 64, 6)
+    )
+    two = StoredCodes("2" * 32, Ledger(3, 3, 0, 0), StoredFile("c" * 64, 7))
+    write_notes(store, "main", [one], before=read_notes(store, "main"))
+    write_notes(store, "main", [two], before=read_notes(store, "main"))
+    assert find_noted(read_notes(store, "main"), ["1" * 32, "2" * 32, "3" * 32]) == {
+        "1" * 32: one,
+        "2" * 32: two,
+    }
+    file = tmp_path / "hints" / "main.parquet"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-9], b"no notes"):
+        file.write_bytes(damaged)
+        assert len(read_notes(store, "main")) == 0
+
+
+@pytest.mark.ray
+def test_progress_is_a_metric_of_ray(ray_cluster: str) -> None:
+    from jobs.actors import gauges
+
+    gauges("test")(Progress(4).figures())  # a figure without a gauge would be an error
+
+
+def test_one_row_changed_in_each_unit_is_one_row_encoded_in_each(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    for n in range(10):
+        write_unit(tmp_path / "source" / f"{n}.parquet", range(5 * n, 5 * n + 5))
+    run(feature_settings(tmp_path))
+    for n in range(10):
+        write_unit(tmp_path / "source" / f"{n}.parquet", [*range(5 * n, 5 * n + 4), 1000 + n])
+    counts = run(feature_settings(tmp_path)).counts
+    assert (counts["rows_encoded_image"], counts["rows_encoded_text"]) == (10, 10)
+    assert (counts["rows_read"], counts["rows_reused"]) == (100, 80)
 
 
 def test_a_deadline_is_minutes_or_a_time_of_day() -> None:

@@ -1,0 +1,90 @@
+"""What earlier runs of a channel have left in the store, noted, so that a later one need not read it again.
+
+A release names code files by their SHA-256, and to know that of a file which no release names yet, the file
+is read whole. A model that fills its channel over several nights would thus read every night all that the
+nights before have made. The notes are a hint and may be deleted: they are believed of files that stand, and
+what is not noted is read.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.encoding.codefile import Ledger
+from pipeline.encoding.units import StoredCodes, StoredFile
+from pipeline.releases.addresses import heads_folder
+from pipeline.releases.storage import Storage
+
+log = logging.getLogger(__name__)
+
+NOTES = pa.schema(
+    [
+        ("code", pa.string()),  # address
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        ("ledger", pa.string()),  # JSON
+        ("rejects_sha256", pa.string()),  # null where there are none
+        ("rejects_bytes", pa.int64()),
+    ]
+)
+
+
+def read_notes(store: Storage, channel: str) -> pa.Table:
+    """Return the notes of a channel (NOTES); none where there are none that can be read."""
+    try:
+        data = pa.BufferReader(store.read(_path(channel)))
+        return pq.read_table(data, page_checksum_verification=True).select(NOTES.names).cast(NOTES)
+    except FileNotFoundError:
+        return NOTES.empty_table()
+    except (OSError, ValueError, pa.ArrowException, KeyError) as error:
+        log.warning("%s is passed over: %s", store.where(_path(channel)), error)
+        return NOTES.empty_table()
+
+
+def find_noted(notes: pa.Table, addresses: Sequence[str]) -> dict[str, StoredCodes]:
+    """Return what is noted of the code files at some addresses."""
+    found = notes.filter(pc.is_in(notes["code"], value_set=pa.array(addresses, pa.string())))
+    return {row["code"]: _stored(row) for row in found.to_pylist()}
+
+
+def write_notes(store: Storage, channel: str, codes: Iterable[StoredCodes], *, before: pa.Table) -> None:
+    """Note code files that stand in the store, beside those noted before; a failure is only told."""
+    rows = [
+        {
+            "code": one.address,
+            "sha256": one.codes.sha256,
+            "bytes": one.codes.size,
+            "ledger": json.dumps(asdict(one.ledger)),
+            "rejects_sha256": one.rejects.sha256 if one.rejects else None,
+            "rejects_bytes": one.rejects.size if one.rejects else None,
+        }
+        for one in codes
+    ]
+    new = pa.Table.from_pylist(rows, schema=NOTES)
+    kept = before.filter(pc.invert(pc.is_in(before["code"], value_set=new["code"])))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([kept, new]), sink, compression="zstd", write_page_checksum=True)
+    try:
+        store.write(_path(channel), sink.getvalue().to_pybytes())
+    except OSError as error:
+        log.warning("what this run has made is not noted, the next one reads it: %s", error)
+
+
+def drop_notes(store: Storage, channel: str) -> None:
+    """Remove the notes of a channel: its release names all that they named."""
+    store.delete(_path(channel))
+
+
+def _path(channel: str) -> str:
+    return f"hints/{heads_folder(channel).removeprefix('heads/')}.parquet"
+
+
+def _stored(row: dict) -> StoredCodes:
+    rejects = StoredFile(row["rejects_sha256"], row["rejects_bytes"]) if row["rejects_sha256"] else None
+    ledger = Ledger(**json.loads(row["ledger"]))
+    return StoredCodes(row["code"], ledger, StoredFile(row["sha256"], row["bytes"]), rejects)
