@@ -58,6 +58,12 @@ class SoloRank(Ranks):
     count = 1
 
 
+class FourRanks(Ranks):
+    """Four processes in one process group: more than a small machine has cores."""
+
+    count = 4
+
+
 def _serve(rank: int, ranks: int, folder: Path, pipe: Connection) -> None:
     os.environ["LOCAL_RANK"] = str(rank)  # what a launcher sets; DeepSpeed asks for it
     torch.set_num_threads(1)
