@@ -1,7 +1,7 @@
 """How fast is the search, beside FAISS and beside the machine's limits?
 
     python benchmarks/search.py [--rows 1000000] [--single-rows 10000000] [--rounds 7] [--only flat,ivf]
-    python benchmarks/search.py --table 10000000
+    python benchmarks/search.py --table 10000000 [--recipes BFlat,BIVF4096]
 
 The second form measures the trade-off table of docs/search.md instead. Exact search: random codes, 128
 queries, the same FAISS index for both sides. Inverted lists: codes around 4,096 random centres, one bit in
@@ -60,9 +60,11 @@ def main() -> None:
     parser.add_argument(
         "--table", type=int, metavar="ROWS", help="measure the trade-off table over so many codes"
     )
+    parser.add_argument("--recipes", help="of the table; by default those that index.recipe auto measures")
     sizes = parser.parse_args()
     if sizes.table:
-        table(sizes.table)
+        recipes = sizes.recipes.split(",") if sizes.recipes else candidates(sizes.table, sizes.table, 64)
+        table(sizes.table, recipes)
         return
     faiss.omp_set_num_threads(1)
     results: dict[str, Any] = {"machine": machine(), "rows": sizes.rows, "compile_seconds": warm_up()}
@@ -235,13 +237,13 @@ def listed(codes: np.ndarray, recipe: str, folder: Path) -> tuple[Part, Quantise
     return Part(read_index(index, recipe), pa.table({"id": np.arange(len(codes))})), quantiser
 
 
-def table(rows: int) -> None:
+def table(rows: int, recipes: list[str]) -> None:
     """Measure the trade-off table: what `index.recipe: auto` measures, over this many codes."""
     rng = np.random.default_rng(3)
     centres = rng.integers(0, 256, (rows // 256, 8), dtype=np.uint8)
     sample = Sample(around(centres, rows, rng), around(centres, 256, rng), rows, "drawn likewise")
     warm_up()
-    trials = measure(sample, candidates(rows, rows, 64), seed=0)
+    trials = measure(sample, recipes, seed=0)
     for line in table_lines(trials):
         print(line, file=sys.stderr)
     print(json.dumps({"machine": machine(), "rows": rows, "trials": [asdict(trial) for trial in trials]}))

@@ -56,7 +56,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     hits = release.search(code, args.k, direction)
     asked = args.text or args.image or args.code
     _print(hits, f"{direction} {asked!r}, {release.rows(DIRECTIONS[direction])} codes")
-    found = zip(hits.keys[0], hits.distances[0].tolist(), hits.ids[0].tolist(), strict=True)
+    # A hash or a graph may find fewer than k: then there are fewer keys.
+    found = zip(hits.keys[0], hits.distances[0].tolist(), hits.ids[0].tolist(), strict=False)
     return Result(
         outputs={"release": release.digest, "model": release.recipe.model},
         counts={"codes": release.rows(DIRECTIONS[direction]), "hits": len(hits.keys[0])},
@@ -153,5 +154,5 @@ def _pixels(path: str, method: "HashMethod", *, config: Config) -> np.ndarray:
 def _print(hits: Hits, title: str) -> None:
     """Print the table of one query to stdout, above the result line."""
     print(f"{title}\n{'rank':>4} {'distance':>8}  key")
-    for rank, (key, distance) in enumerate(zip(hits.keys[0], hits.distances[0], strict=True), 1):
+    for rank, (key, distance) in enumerate(zip(hits.keys[0], hits.distances[0], strict=False), 1):
         print(f"{rank:>4} {distance:>8}  {key}")

@@ -56,13 +56,15 @@ class Quantiser:
     def nearest_lists(self, codes: np.ndarray, n: int, *, threads: int | None = None) -> np.ndarray:
         """Return the (Q, n) lists nearest to each code, by (distance, list).
 
-        A graph may miss some of them. Where it gives fewer than n, all centroids are looked at.
+        A graph may miss some of them. A code for which it gives fewer than n is held against all centroids.
         """
-        if self._is_graph and n < self.lists:
-            found = self.index.search(codes, n)[1]
-            if (found >= 0).all():
-                return found
-        return nearest([self.centroids], codes, n, threads=threads).row
+        if not self._is_graph or n >= self.lists:
+            return nearest([self.centroids], codes, n, threads=threads).row
+        found = self.index.search(codes, n)[1]
+        short = (found < 0).any(axis=1)
+        if short.any():
+            found[short] = nearest([self.centroids], codes[short], n, threads=threads).row
+        return found
 
     def assign(self, codes: np.ndarray) -> np.ndarray:
         """Return the (N,) int64 list in which each code lies."""
