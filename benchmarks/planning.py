@@ -1,8 +1,9 @@
 """How long a night of a million units is planned, how much memory that takes, and how fast a release opens.
 
 Synthetic tables, no data files: a parent release of so many units (two sides), the same source with one per
-cent of the units changed, a first night, and a store on local disk that holds such a release. Every figure
-is of a process of its own: its peak memory is that of all it did. There is nothing to compare with but
+cent of the units changed, a first night, and a store on local disk that holds such a release; and the whole
+process of a night of 1,000 units in which nothing has changed (median of five). Every figure is of a process
+of its own: its peak memory is that of all it did. There is nothing to compare with but
 limits: the ratios are limit / measured, so at least 1 is within.
 
     python benchmarks/planning.py [--units N]
@@ -11,6 +12,7 @@ limits: the ratios are limit / measured, so at least 1 is within.
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pyarrow as pa
 
+from jobs.config import load_config
+from jobs.facts import keep_facts
+from jobs.night import Parent, open_night, plan
+from pipeline.corpus.recipe import InputRecipe
+from pipeline.encoding.models import ModelFacts
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
     PARTS,
@@ -41,6 +48,8 @@ from pipeline.search.retrieval import Release
 TOWERS = {"image": "1" * 32, "text": "2" * 32}
 RECIPES = {"image": "3" * 32, "text": "4" * 32}
 SECONDS, BYTES, OPEN_SECONDS = 60.0, 2 << 30, 2.0
+QUIET_UNITS, QUIET_SECONDS = 1000, 3.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -64,6 +73,7 @@ def main() -> None:
     for case in ("first_night", "unchanged", "changed", "new_tower"):
         ratios[f"{case}_seconds"] = SECONDS / figures[case]["seconds"]
         ratios[f"{case}_memory"] = BYTES / figures[case]["peak"]
+    ratios["quiet_night_seconds"] = QUIET_SECONDS / figures["quiet_night"]["seconds"]
     ratios["open_seconds"] = OPEN_SECONDS / figures["open"]["seconds"]
     print(json.dumps({"benchmark": "planning", "units": args.units, "ratios": ratios, "figures": figures}))
 
@@ -90,9 +100,18 @@ def _write_store(folder: Path, units: int) -> dict[str, float]:
     """Leave a store with a release of these units: tables alone, which is all that is planned with."""
     started = time.monotonic()
     storage = Storage(folder)
+    made = plan_night(cut_files(_files(units), UNITS.empty_table(), {}), TOWERS, recipes=RECIPES).encode
+    _publish(
+        storage,
+        made,
+        ReleaseRecipe(code_length=64, model="5" * 32, fingerprints=TOWERS, input_recipe="6" * 32),
+    )
+    return {"seconds": time.monotonic() - started, "peak": _peak()}
+
+
+def _publish(storage: Storage, made: pa.Table, recipe: ReleaseRecipe) -> None:
+    """Publish a release of units whose code files are made up."""
     create_store(storage)
-    plan = plan_night(cut_files(_files(units), UNITS.empty_table(), {}), TOWERS, recipes=RECIPES)
-    made = plan.encode
     random = np.random.default_rng(0)
     rows = random.integers(5000, 15000, len(made))
     columns = {name: made[name] for name in UNITS.names if name in made.column_names} | {
@@ -106,14 +125,12 @@ def _write_store(folder: Path, units: int) -> dict[str, float]:
     }
     table = pa.table([columns.get(name, pa.nulls(len(made), kind)) for name, kind in _fields()], schema=UNITS)
     tables = {"units": table, "parts": PARTS.empty_table(), "rejects": REJECTS.empty_table()}
-    recipe = ReleaseRecipe(code_length=64, model="5" * 32, fingerprints=TOWERS, input_recipe="6" * 32)
     digest = write_release(storage, recipe, tables=tables)
     log = Log(storage)
     lease = log.acquire("benchmark", 3600)
     if lease is None:
-        raise RuntimeError(f"{folder} is not ours")
+        raise RuntimeError(f"{storage.where()} is not ours")
     log.publish(lease, digest)
-    return {"seconds": time.monotonic() - started, "peak": _peak()}
 
 
 def _fields() -> list[tuple[str, pa.DataType]]:
@@ -133,10 +150,10 @@ def _plan(
         manifest = read_release(storage, str(Log(storage).current_release()))
         known = read_table(storage, manifest, "units")
     read = time.monotonic()
-    plan = plan_night(cut_files(files, known, {}), towers, recipes=RECIPES, parent_units=known)
-    plan.counts()
+    found = plan_night(cut_files(files, known, {}), towers, recipes=RECIPES, parent_units=known)
+    found.counts()
     now = time.monotonic()
-    facts = {"encode": len(plan.encode), "reuse": len(plan.reuse), "nothing": plan.nothing_to_do}
+    facts = {"encode": len(found.encode), "reuse": len(found.reuse), "nothing": found.nothing_to_do}
     return {
         "seconds": now - started,
         "listing": listed - started,
@@ -151,6 +168,36 @@ def _open(folder: Path, units: int) -> dict[str, float]:
     return {"seconds": time.monotonic() - started, "peak": _peak()}
 
 
+def _quiet(folder: Path, units: int) -> dict[str, float]:
+    """Time `hashfleet nightly` as a whole process over a source of which nothing has changed."""
+    source, store = folder / "quiet-source", folder / "quiet-store"
+    source.mkdir()
+    for number in range(QUIET_UNITS):
+        (source / f"{number:06d}.parquet").write_bytes(b"never read")
+    given = [
+        f"data.path={source}",
+        f"store.uri={store}",
+        f"encode.model={'5' * 32}",
+        f"run.dir={folder / 'runs'}",
+    ]
+    facts = ModelFacts("5" * 32, 64, TOWERS, InputRecipe(image_width=512, text_width=512))
+    config = load_config(None, given, {})
+    keep_facts(config, Storage(store), facts)
+    night = open_night(config, argparse.Namespace())
+    _publish(night.store, plan(night, Parent()).encode, night.release_recipe)
+    words = [sys.executable, str(ROOT / "jobs" / "nightly.py"), *(w for one in given for w in ("--set", one))]
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        seconds.append(time.monotonic() - started)
+        if "nothing to do" not in done.stderr:
+            raise RuntimeError(f"the night was not quiet: {done.stderr}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = (used.ru_utime + used.ru_stime) / len(seconds)
+    return {"seconds": statistics.median(seconds), "cpu_seconds": cpu, "peak": used.ru_maxrss * 1024}
+
+
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -162,6 +209,7 @@ CASES: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "changed": lambda folder, units: _plan(folder, units, changed=100),
     "new_tower": lambda folder, units: _plan(folder, units, towers=TOWERS | {"text": "9" * 32}),
     "open": _open,
+    "quiet_night": _quiet,
 }
 
 
