@@ -11,7 +11,7 @@ from tests.chaos.trial import run_trial
 from tests.chaos.world import World
 from tests.proxy import KINDS
 
-POINTS = 4
+POINTS = 3
 SEED = int(os.environ.get("TEST_CHAOS_SEED", "20"))
 
 

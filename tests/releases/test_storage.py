@@ -13,7 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.releases.storage import Storage, list_source, source_root
+from pipeline.releases.storage import Storage, list_source, retries, source_root
+from tests.proxy import drawn
+
+
+@pytest.fixture(params=["local", "s3", pytest.param("failing", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder, a prefix of the session's bucket, or one behind a network that fails once in ten requests."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    if request.param == "failing":
+        proxy = request.getfixturevalue("s3_proxy")
+        proxy.forget(drawn(20, rate=0.1, most=2))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
+    return f"{request.getfixturevalue('s3_server')}/{tmp_path.name}"
+
 
 NAMES = ["a.parquet", "b c/ünïcode 名.parquet", "b c/x+y&z=%20.parquet", "deep/er/one.parquet"]
 
