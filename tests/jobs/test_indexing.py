@@ -1,16 +1,19 @@
 """The night's index: a quantiser that stays, a recipe that is chosen once, memory that is kept to."""
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cmh_models.artefact import save_pretrained
-from jobs import build_index, nightly
+from jobs import build_index, nightly, stages
 from jobs.command import Result
 from pipeline.releases.addresses import part_path, quantiser_path
 from pipeline.releases.manifest import ReleaseManifest, read_release, read_table
 from pipeline.releases.storage import Storage
+from pipeline.releases.upkeep import verify
 from pipeline.search.building import plan_release_parts
 from pipeline.search.indexing import IndexConfig
 from pipeline.search.retrieval import Release
@@ -117,3 +120,23 @@ def test_what_cannot_be_built_is_refused_before_it_is(world: Path) -> None:
     with pytest.raises(ValueError, match=r"index.max_memory: .* greater than or equal to 67108864"):
         night(world, max_memory="1MiB")
     assert night(world, max_memory="64MiB").status == "done"
+
+
+def test_the_plan_is_said_before_anything_is_built(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        night(world, "index.part_boundary=1", max_memory="512MiB")
+    lines = [record.message for record in caplog.records if record.message.startswith(("build ", "6 parts"))]
+    assert lines[0].startswith("build image part 0: 100 rows of 1 units, ")
+    assert lines[0].endswith(f" bytes of code files, {512 << 20} bytes of memory")
+    assert lines[-1] == "6 parts to build, 600 rows, 1 at once"
+
+
+@pytest.mark.ray
+def test_parts_built_by_tasks_of_the_cluster_are_those_that_this_process_builds(
+    world: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = night(world, "index.recipe=BIVF8")
+    shutil.rmtree(world / "store" / "parts")
+    monkeypatch.setattr(stages, "MANY_ROWS", 1)
+    assert night(world, "index.recipe=BIVF8", job=build_index).counts["parts_built"] == 6
+    assert not verify(Storage(world / "store"), here.outputs["release"]).faults

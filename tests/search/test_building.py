@@ -17,6 +17,7 @@ from pipeline.search.building import (
     parts_table,
     plan_release_parts,
     reuse_parts,
+    share_memory,
     standing_parts,
 )
 from pipeline.search.indexing import IndexConfig
@@ -149,3 +150,39 @@ def test_a_part_stands_while_both_its_files_have_their_sizes(tmp_path: Path) -> 
     store.write(part_path(made[2]["part"]), b"short")
     assert standing_parts(table, store)["part"].to_pylist() == [made[1]["part"]]
     assert standing_parts(PARTS.empty_table(), store) == PARTS.empty_table()
+
+
+def test_builds_share_the_memory_and_as_many_run_at_once_as_fit() -> None:
+    rows = [unit(f"{n}.parquet", 100_000) | {"code_bytes": 4_000_000} for n in range(6)]
+    plans = plan_release_parts(units(*rows), IndexConfig(part_boundary=1))
+    most = max(plan.need(8).most for plan in plans)
+    for memory, at_once, expected in (
+        (10 * most, 4, 4),
+        (10 * most, 64, 6),
+        (2 * most, 64, 2),
+        (most - 1, 64, 1),
+    ):
+        shared, count = share_memory(plans, max_memory=memory, code_size=8, at_once=at_once)
+        assert count == expected
+        assert {plan.memory for plan in shared} == {memory // expected}
+    assert share_memory([], max_memory=1, code_size=8, at_once=4) == ([], 1)
+    hashed = plan_release_parts(units(*rows), IndexConfig(recipe="BHNSW32", part_boundary=1))
+    with pytest.raises(
+        ValueError, match=r"index.max_memory is 1000000 .* part 0 of side image \(100000 rows, BHNSW32"
+    ):
+        share_memory(hashed, max_memory=1_000_000, code_size=8, at_once=4)
+
+
+def test_ranges_of_row_groups_of_one_file_are_units_of_their_own(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    rows = []
+    for first in (0, 3):
+        row = unit(f"big-{first}", 4) | {
+            "path": "big.parquet",
+            "first_row_group": first,
+            "last_row_group": first + 3,
+        }
+        rows.append(store_codes(store, row, first))
+    plan = plan_of(*rows)
+    assert [name for name, _ in plan.members] == ["big.parquet[0:3]", "big.parquet[3:6]"]
+    assert make_part(plan, store)["rows"] == 8
