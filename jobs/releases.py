@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=list(ACTIONS), help="what to do")
     parser.add_argument("words", nargs="*", metavar="WORD", help="releases, a channel, or keys")
     parser.add_argument("--keep", type=int, metavar="N", help=f"gc: releases per channel ({cleaning.KEEP})")
+    hours = cleaning.GRACE_HOURS
     parser.add_argument(
-        "--grace-hours", type=float, default=24, metavar="H", help="gc: younger files stay (24)"
+        "--grace-hours", type=float, default=hours, metavar="H", help=f"gc: younger files stay ({hours:g})"
     )
     parser.add_argument("--purge", action="store_true", help="gc: also what is left of forgotten keys")
     parser.add_argument("--keys-from", metavar="FILE", help="forget: a file with one key per line")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jobs.command import Result
 from jobs.leases import StoreLease, whole_store
 from jobs.upkeep.request import Request
-from pipeline.releases.collecting import kept_releases, mark, sweep, unneeded
+from pipeline.releases.collecting import PATIENCE, kept_releases, mark, sweep, unneeded
 from pipeline.releases.forgetting import forgotten_keys
 from pipeline.releases.storage import SourceFile
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 LINES = 20
 KEEP = 3
+GRACE_HOURS = PATIENCE / 3600
 
 
 def collect(request: Request) -> Result:
@@ -38,9 +39,13 @@ def collect(request: Request) -> Result:
 
 def _find(request: Request, kept: dict[str, list[str]]) -> tuple[list[SourceFile], int]:
     """List what can go. A purge leaves nothing for ended runs: their files may hold what was forgotten."""
-    storage = request.log.storage
-    older_than = math.inf if request.args.purge else time.time() - 3600 * request.args.grace_hours
-    return unneeded(storage, mark(storage, kept), older_than=older_than), len(kept)
+    storage, now = request.log.storage, time.time()
+    if request.args.purge:
+        older_than = noted_since = math.inf
+    else:
+        older_than, noted_since = now - 3600 * request.args.grace_hours, now - PATIENCE
+    marked = mark(storage, kept, noted_since=noted_since)
+    return unneeded(storage, marked, older_than=older_than, now=now), len(kept)
 
 
 def _purge(request: Request, lease: StoreLease, *, keep: int) -> tuple[dict[str, list[str]], int]:

@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipeline.releases.addresses import model_path, quantiser_path, release_path, table_path
+from pipeline.releases.addresses import (
+    code_path,
+    model_path,
+    quantiser_path,
+    rejects_path,
+    release_path,
+    table_path,
+)
 from pipeline.releases.heads import FORGOTTEN_LOG, Log, channels
 from pipeline.releases.manifest import SCHEMAS, ReleaseManifest, read_release, read_table
 from pipeline.releases.retrying import RETRIES, chain, read_note
@@ -23,8 +32,11 @@ from pipeline.releases.upkeep import named_files
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("releases", "tables", "parts", "codes", "rejects", "quantisers", "models", RETRIES)
+HINTS = "hints"
+FOLDERS = ("releases", HINTS, "tables", "parts", "codes", "rejects", "quantisers", "models", RETRIES)
 """What is swept, in this order; nothing outside of these folders is ever removed."""
+PATIENCE = 14 * 86400.0
+"""Seconds for which a model waits for its first release, and a channel for its next night."""
 
 _THREADS = 16
 
@@ -53,9 +65,12 @@ def kept_releases(storage: Storage, *, keep: int) -> dict[str, list[str]]:
     return {name: list(itertools.islice(Log(storage, name).releases(), keep)) for name in channels(storage)}
 
 
-def mark(storage: Storage, releases: Mapping[str, Sequence[str]]) -> Marked:
-    """Find what the releases of every channel need that are kept.
+def mark(storage: Storage, releases: Mapping[str, Sequence[str]], *, noted_since: float) -> Marked:
+    """Find what the releases of every channel need that are kept, and what the next ones have so far.
 
+    Args:
+        noted_since: Unix seconds; what the nights of a channel have made without publishing it is needed if
+            they have noted some of it since.
     Raises:
         ManifestError: one of them is missing or damaged, so that nobody knows what it needs; roll back to a
             whole one, or keep fewer.
@@ -70,21 +85,28 @@ def mark(storage: Storage, releases: Mapping[str, Sequence[str]]) -> Marked:
         models.add(f"{model_path(manifest.recipe.model)}/")
         wanted |= set(pc.unique(tables["units"]["code"]).to_pylist())
     paths |= set(_needed_notes(storage, wanted)) | set(_forgotten(storage))
+    paths |= set(_unpublished(storage, noted_since))
     return Marked(releases, frozenset(paths), tuple(sorted(models)))
 
 
-def unneeded(storage: Storage, marked: Marked, *, older_than: float) -> list[SourceFile]:
+def unneeded(storage: Storage, marked: Marked, *, older_than: float, now: float) -> list[SourceFile]:
     """List the files that no kept release needs and that were written before a time, in order of removal.
 
     Args:
-        older_than: Unix seconds. A model counts as old as its youngest file.
+        older_than: Unix seconds. A model counts as old as its youngest file, and is given PATIENCE besides.
+        now: Unix seconds.
     """
     found = [file for folder in FOLDERS for file in _ordered(storage, folder) if not marked.needs(file.path)]
     youngest: dict[str, float] = {}
     for file in found:
         name = _whole(file.path)
         youngest[name] = max(file.modified, youngest.get(name, 0.0))
-    return [file for file in found if youngest[_whole(file.path)] < older_than]
+    limits = {"models": min(older_than, now - PATIENCE)}
+    return [
+        file
+        for file in found
+        if youngest[_whole(file.path)] < limits.get(file.path.split("/")[0], older_than)
+    ]
 
 
 def sweep(storage: Storage, files: Sequence[SourceFile], *, undisturbed: Callable[[], bool]) -> int:
@@ -122,6 +144,22 @@ def _forgotten(storage: Storage) -> Iterator[str]:
     newest = Log(storage, FORGOTTEN_LOG).newest()
     if newest is not None and newest.forgotten is not None:
         yield table_path(newest.forgotten)
+
+
+def _unpublished(storage: Storage, since: float) -> Iterator[str]:
+    """Yield the notes of channels that are being filled, and the files that they name."""
+    for file in storage.files(HINTS):
+        if file.modified < since:
+            continue
+        try:
+            codes = pq.read_table(pa.BufferReader(storage.read(file.path)), columns=["code"])["code"]
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            log.warning("%s is passed over: %s", storage.where(file.path), error)
+            continue
+        yield file.path
+        for address in codes.to_pylist():
+            yield code_path(address)
+            yield rejects_path(address)
 
 
 def _needed_notes(storage: Storage, wanted: set[str]) -> Iterator[str]:

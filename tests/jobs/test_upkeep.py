@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cmh_models.artefact import artefact_digest
+from jobs.notes import NOTES, write_notes
 from pipeline.encoding.encoder import encode_side
+from pipeline.encoding.units import find_codes
 from pipeline.releases.heads import Entry, Log
 from pipeline.releases.manifest import SCHEMAS, read_release, read_table
 from pipeline.releases.storage import Storage
@@ -140,6 +142,28 @@ def test_gc_keeps_young_files_what_other_channels_need_and_the_newest_n(world: W
     assert swept(world, "--keep", "1")[1]["files_unneeded"] == 0
     assert everything <= world.named_files()
     assert call(world, "releases", "gc", "--keep", "0")[0] == 2
+
+
+def test_what_a_channel_has_made_without_publishing_stays_until_a_purge(world: World) -> None:
+    fresh = ("store.channel=next",)
+    for number in (7, 8, 9):
+        world.write_unit(number)
+    for left in (2, 1):
+        night = call(world, "nightly", "--max-units", "1", settings=fresh)[1]
+        assert (night["outputs"]["release"], night["counts"]["units_left"]) == (None, left)
+    noted = set(world.store.list("codes")) - needed(world.store, {*releases_of(world)})
+    assert len(noted) == 4
+    assert call(world, "releases", "gc", "--keep", "1")[1]["counts"]["files_unneeded"] == 0  # they are young
+    codes = [find_codes(path[len("codes/") : -len(".parquet")], world.store) for path in sorted(noted)]
+    # As a night of many units does; gc then keeps them however old they are.
+    write_notes(world.store, "next", [one for one in codes if one], before=NOTES.empty_table())
+    assert swept(world, "--keep", "1")[0] == 0
+    assert noted <= world.named_files()
+    assert swept(world, "--keep", "1", "--purge")[0] == 0
+    assert not noted & world.named_files()
+    last = call(world, "nightly", settings=fresh)[1]
+    assert last["status"] == "done"
+    assert verify(world.store, last["outputs"]["release"]).faults == ()
 
 
 @pytest.mark.parametrize("channel", ["main", "trial"])
