@@ -4,9 +4,9 @@
         --set train.epochs=30 --set towers.image.hidden=256 --set towers.text.hidden=256
 
 Protocol: the recipe of each set at 32 bits, with the parts of `ABLATIONS` (cmh_models/hsidhn.py) in place of
-its own; queries are rows split off train, another draw for each seed, and the rest of train is searched. Query
-and test rows are never read. mAP@all, each side by its own tower: mean over the seeds, and the largest less the
-smallest. Prints a table to stderr and one JSON line. A call that was stopped goes on where it was.
+its own; queries are rows split off train, another draw for each seed, and the rest of train is searched.
+Query and test rows are never read. mAP@all, each side by its own tower: mean over the seeds, and the largest
+less the smallest. Prints a table to stderr and one JSON line. A call that was stopped goes on where it was.
 """
 
 import argparse
