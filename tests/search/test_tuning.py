@@ -23,8 +23,9 @@ def test_the_fastest_that_reaches_the_recall_is_chosen() -> None:
 def test_a_time_asks_for_the_best_recall_within_it_and_bytes_bound_both() -> None:
     assert choose(TRIALS, Targets(0.95, ms=2.0), rows=10) is TRIALS[3]
     assert choose(TRIALS, Targets(0.95, ms=0.2), rows=10) is TRIALS[1]
+    assert choose(TRIALS, Targets(0.95, ms=2.0), rows=30, measured=10) is TRIALS[2]
     assert choose(TRIALS, Targets(0.5, bytes=100), rows=10) is TRIALS[0]
-    with pytest.raises(ValueError, match=r"index.target_ms is 0.01, the fastest search took 0.1 ms"):
+    with pytest.raises(ValueError, match=r"index.target_ms is 0.01, the fastest search takes 0.1 ms"):
         choose(TRIALS, Targets(0.5, ms=0.01), rows=10)
     with pytest.raises(
         ValueError, match=r"index.target_bytes is 79, the smallest index of 10 codes takes 80"
