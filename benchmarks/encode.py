@@ -51,7 +51,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "pictures": {"image": {"name": "descriptor", "image_size": SIZE}, "text": {"name": "bag"}},
     "features": {side: {"name": "features", "width": WIDTH} for side in SIDES},
 }
-UNITS = {"pictures": (8, 40), "features": (6, 36)}
+UNITS = {"pictures": (8, 72), "features": (8, 64)}
 UNIT_ROWS = {"pictures": 64, "features": 8192}
 CHANGED_ROWS = 3200
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -104,7 +104,13 @@ class FloatRows:
         self.valid = _valid(rows)
 
     def matrix(self, positions: np.ndarray, width: int) -> np.ndarray:
-        """Return these rows, all of length `width`, as (n, width) in the column's own float type."""
+        """Return these rows, all of length `width`, as (n, width) in the column's own float type.
+
+        Rows that stand side by side, as whole columns do, are a view.
+        """
+        starts = self.starts[positions]
+        if len(starts) and (np.diff(starts) == width).all():
+            return self.flat[starts[0] : starts[0] + len(starts) * width].reshape(-1, width)
         return self.flat[self.starts[positions, None] + np.arange(width)]
 
     def raw(self, position: int) -> bytes:

@@ -152,12 +152,13 @@ class _FeatureRows:
         }
         chosen = chosen[lengths == self.width]
         with np.errstate(over="ignore"):
+            # The one copy on the way to the network: Arrow's memory is not to be written to.
             values = self.rows.matrix(chosen, self.width).astype(np.float32)
         finite = np.isfinite(values).all(axis=1)
         for position, row in zip(chosen[~finite], values[~finite], strict=True):
             at = int(np.flatnonzero(~np.isfinite(row))[0])
             faults[int(position)] = f"feature not finite: feature {at} is {row[at]} as float32"
-        return values[finite], faults
+        return values if finite.all() else values[finite], faults
 
 
 def _check_size(data: Bytes, limit: int, what: str) -> None:
