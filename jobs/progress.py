@@ -37,7 +37,7 @@ class Progress:
         self._written = -float("inf")
 
     def stands(self, units: int) -> None:
-        """Count units whose code files an earlier run has left."""
+        """Count units that take no encoding: their code files stand already, or they are refused."""
         self.standing += units
 
     def saw(self, report: UnitReport) -> UnitReport:

@@ -245,6 +245,7 @@ def _take(encoder: "_Encoder", works: Sequence[UnitWork], tally: _Tally) -> None
     """Encode some units and note what becomes of them."""
     opened = encoder.open(works)
     tally.refused |= {work.unit.path: work.error for work in opened if work.error}
+    encoder.progress.stands(sum(bool(work.error) for work in opened))
     if not tally.started:
         _check_columns(opened)
     waiting = {work.place for work in opened if not work.error}
