@@ -130,9 +130,8 @@ def _choose(night: Night, units: pa.Table) -> tuple[Night, dict[str, Any]]:
     log.info("index.recipe auto: measuring %d of %d codes of side %s", len(sample.codes), rows[side], side)
     recipes = candidates(rows[side], len(sample.codes), night.facts.code_length)
     trials = measure(sample, recipes, seed=index.quantiser_seed)
-    chosen = choose(
-        trials, Targets(index.target_recall, index.target_ms, index.target_bytes), rows=rows[side]
-    )
+    targets = Targets(index.target_recall, index.target_ms, index.target_bytes)
+    chosen = choose(trials, targets, rows=rows[side], measured=len(sample.codes))
     for line in table_lines(trials, chosen):
         log.info("%s", line)
     setting = dict([chosen.setting.split("=")]) if chosen.setting else {}

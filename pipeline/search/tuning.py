@@ -192,9 +192,8 @@ def choose(trials: Sequence[Trial], targets: Targets, *, rows: int, measured: in
         scale = max(1.0, rows / (measured or rows))
         fast = [trial for trial in small if scale * trial.ms <= targets.ms]
         if not fast:
-            raise ValueError(
-                f"index.target_ms is {targets.ms}, the fastest search takes {scale * min(t.ms for t in small):.4g} ms"
-            )
+            least = scale * min(trial.ms for trial in small)
+            raise ValueError(f"index.target_ms is {targets.ms}, the fastest search takes {least:.4g} ms")
         return max(fast, key=lambda trial: (trial.recall, -trial.ms))
     good = [trial for trial in small if trial.recall >= targets.recall]
     return min(good, key=lambda trial: trial.ms) if good else max(small, key=lambda trial: trial.recall)
