@@ -42,6 +42,7 @@ class RunConfig(Section):
     dir: str = "runs"  # local folder or URI; the run's outputs stand in <dir>/<name>
     seed: int = 0
     resume: bool = True  # go on from the newest complete checkpoint of the same name
+    trackers: tuple[str, ...] = ()  # mlflow, wandb: where a training run's scalars go besides TensorBoard
 
 
 class SplitConfig(Section):

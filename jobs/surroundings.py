@@ -8,10 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jobs.trackers import Sink, trackers
 from jobs.training_run import TrainingRun
 from pipeline.corpus.dataset import Decode, DecodeWithRay, decode_here
 from pipeline.learning.checkpoint import CheckpointStore
 from pipeline.learning.engine import local_device
+from pipeline.learning.gather import rank
 from pipeline.learning.journal import Bar, Journal
 
 
@@ -43,15 +45,24 @@ def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
 
 
 @contextmanager
-def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Journal]:
-    """Open the run's journal, whose event files go to object storage when it is closed."""
+def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Sink]:
+    """Open the run's journal, whose event files go to object storage when it is closed, and its trackers."""
     path = f"{plan.folder}/tensorboard"
     local = plan.storage.local(path)
     with tempfile.TemporaryDirectory() as temporary:
         total = plan.train.epochs * steps_per_epoch
         try:
             with Journal(local or Path(temporary), total, start=start, bar=bar) as note:
-                yield note
+                if rank():
+                    yield note
+                    return
+                with trackers(plan) as track:
+
+                    def tell(step: int, scalars: Mapping[str, float]) -> None:
+                        note(step, scalars)
+                        track(step, scalars)
+
+                    yield tell
         finally:
             if local is None:
                 plan.storage.upload_folder(Path(temporary), path)

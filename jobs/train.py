@@ -25,6 +25,7 @@ from jobs.best import KeepBest, best_model
 from jobs.command import Result
 from jobs.config import Config
 from jobs.surroundings import journal, surroundings
+from jobs.trackers import check_trackers
 from jobs.training_run import TrainingRun, keep_model, plan_run
 from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
@@ -45,6 +46,7 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.dry_run and config.data.scenes and not Path(config.require("data.path")).exists():
         log.info("would draw the built-in corpus into %s and train on it", config.data.path)
         return Result()
+    check_trackers(config.run.trackers)
     plan = plan_run(config)
     model = plan.storage.where(plan.model)
     steps = plan.listing.rows // plan.train.global_batch_size

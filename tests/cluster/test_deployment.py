@@ -177,3 +177,20 @@ def test_a_file_without_a_ray_job_is_refused_before_kubernetes_is_asked(
 
     assert main([str(CLUSTER / "kuberay" / "interactive.yaml")]) == 2
     assert "must hold one RayJob, got RayCluster" in capsys.readouterr().err
+
+
+def test_the_dashboard_shows_metrics_that_the_jobs_have() -> None:
+    from jobs.actors import FIGURES
+
+    dashboard = json.loads((CLUSTER / "grafana" / "hashfleet.json").read_text())
+    shown = {
+        found
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for found in re.findall(r"ray_hashfleet_(\w+)\{", target["expr"])
+    }
+    night = {name for name in shown if not name.startswith("train_")}
+    assert night <= FIGURES.keys()
+    health = {f"{side}_{name}" for side in ("image", "text") for name in ("dead_bits", "entropy")}
+    own = {"loss", "rows_per_second", "data_wait", "learning_rate"} | health
+    assert {name.removeprefix("train_") for name in shown - night} == own
