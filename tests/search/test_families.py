@@ -1,6 +1,9 @@
 """What each index family promises, against a sort of the rows that it looks at."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -12,7 +15,7 @@ from pipeline.codes import hamming
 from pipeline.search import approximate, fallback, inverted, scan
 from pipeline.search.families import Effort, parse_recipe
 from pipeline.search.order import NO_DISTANCE
-from pipeline.search.partfiles import PartRecipe
+from pipeline.search.partfiles import PartRecipe, write_codes
 from pipeline.search.parts import Part
 from pipeline.search.quantisers import Quantiser, load_quantiser, train_quantiser
 from tests import reference
@@ -301,3 +304,48 @@ def test_queries_are_answered_block_by_block(monkeypatch: pytest.MonkeyPatch) ->
         hits(made, approximate.search(made, queries, 7, quantiser=quantiser)) for made in (parts, hashed)
     ]
     assert fallback.nearest(lay_out(corpus, parts=1, seed=1), queries, 5).ids.shape == (5, 5)
+
+
+TOUCH = """
+import sys
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from pipeline.search import approximate
+from pipeline.search.families import Effort
+from pipeline.search.parts import Part, read_index
+from pipeline.search.quantisers import load_quantiser
+
+def mapped():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+quantiser = load_quantiser(Path(sys.argv[1], "quantiser").read_bytes())
+
+def search(name):
+    index = read_index(Path(sys.argv[1], name, "part.faiss"), name)
+    part = Part(index, pa.table({"id": np.arange(index.ntotal)}))
+    asked = {"effort": Effort(nprobe=1), "quantiser": quantiser}
+    return part, approximate.search([part], np.ones((1, 8), np.uint8), 3, **asked)
+
+small = search("small")  # loads and compiles
+before = mapped()
+large = search("large")
+print(mapped() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_search_of_one_list_does_not_bring_the_others_into_memory(tmp_path: Path) -> None:
+    codes = np.random.default_rng(1).integers(0, 256, (3_000_000, 8), dtype=np.uint8)
+    data = train_quantiser(codes[:4096], parse_recipe("BIVF64"), seed=1)
+    (tmp_path / "quantiser").write_bytes(data)
+    for name, rows in (("small", 1000), ("large", len(codes))):
+        (tmp_path / name).mkdir()
+        write_codes(
+            codes[:rows], PartRecipe(parse_recipe("BIVF64"), 8, load_quantiser(data)), tmp_path / name
+        )
+    asked = [sys.executable, "-c", TOUCH, str(tmp_path)]
+    grown = int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    size = (tmp_path / "large" / "part.faiss").stat().st_size
+    assert size > 45 << 20
+    assert grown < size / 3  # one list of 64, in the steps of up to 2 MiB in which a kernel maps files
