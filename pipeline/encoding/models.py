@@ -141,6 +141,7 @@ def _feature_width(method: HashMethod, side: Side) -> int | None:
     from cmh_models.towers import GivenFeatures
 
     network = getattr(method, side)
+    network = getattr(network, "tower", network)  # levels are built on a tower and take its inputs
     return network.width if isinstance(network, GivenFeatures) else None
 
 

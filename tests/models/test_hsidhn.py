@@ -14,6 +14,9 @@ from cmh_models import build_method
 from cmh_models.artefact import from_pretrained, save_pretrained, tower_fingerprint
 from cmh_models.hsidhn import ABLATIONS, HSIDHN, KINDS
 from cmh_models.method import SIDES, Batch, Progress
+from pipeline.corpus.recipe import DecodeLimits
+from pipeline.corpus.schema import Columns
+from pipeline.encoding.models import input_recipe
 from tests import reference_hsidhn as reference
 from tests.models.simulation import START, assert_equal_steps, simulate
 
@@ -246,6 +249,13 @@ def test_a_model_comes_back_from_its_folder(towers: dict, reading: str, vectors:
     for side in SIDES:
         assert torch.equal(loaded.encode(side, batch[side]), method.encode(side, batch[side]))
         assert tower_fingerprint(loaded, side) == tower_fingerprint(method, side)
+
+
+def test_the_jobs_know_what_its_sides_take() -> None:
+    taken = input_recipe(small(), Columns(), DecodeLimits())
+    assert (taken.image_size, taken.text_width) == (None, WIDTHS["text"])
+    taken = input_recipe(small(PICTURES), Columns(), DecodeLimits())
+    assert (taken.image_size, taken.text_width) == (16, None)
 
 
 def test_the_choice_of_text_levels_is_no_part_of_the_image_side() -> None:
