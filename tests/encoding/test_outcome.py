@@ -97,6 +97,46 @@ def test_a_refused_unit_keeps_the_codes_of_its_earlier_version_or_has_none() -> 
     assert next_units(plan, outcome, UNITS.empty_table()).num_rows == 0
 
 
+def ranges(token: str, *bounds: tuple[int, int], parent: pa.Table | None = None) -> Plan:
+    """The night of a source that is one file, cut into these ranges."""
+    known = UNITS.empty_table() if parent is None else parent
+    units = cut_files(source_table(listing(a=token)), known, {"a.parquet": list(bounds)})
+    return plan_night(units, TOWERS, recipes=RECIPES, parent_units=parent)
+
+
+def found_in(plan: Plan, *, but: int | None = None) -> dict[str, StoredCodes]:
+    rows = plan.encode.to_pylist()
+    return {row["code"]: codes(row["code"], 0) for row in rows if row["first_row_group"] != but}
+
+
+def test_one_refused_range_keeps_the_whole_file_as_it_was_and_of_a_new_file_the_others() -> None:
+    first = ranges("1", (0, 2), (2, 4))
+    parent = next_units(first, Outcome(found=found_in(first)), UNITS.empty_table())
+    plan = ranges("2", (0, 3), (3, 6), parent=parent)
+    outcome = Outcome(found=found_in(plan, but=3), refused={"a.parquet": "broken"})
+    units = next_units(plan, outcome, parent).to_pylist()
+    assert [(row["token"], row["first_row_group"], row["stale"]) for row in units] == [
+        ("a1", 0, True),
+        ("a1", 0, True),
+        ("a1", 2, True),
+        ("a1", 2, True),
+    ]
+    new = next_units(plan, outcome, UNITS.empty_table())
+    assert [(row["first_row_group"], row["stale"]) for row in new.to_pylist()] == [(0, False)] * 2
+    later = ranges("2", (0, 3), (3, 6), parent=new)
+    refused = Outcome(refused={"a.parquet": "broken"})
+    assert next_units(later, refused, new).select(["code", "stale"]) == new.select(["code", "stale"])
+
+
+def test_reused_rows_are_counted_apart_from_encoded_ones() -> None:
+    plan = night(listing(a="1"))
+    [report] = made_of(plan, rejected=1)
+    outcome = Outcome((replace(report, reused={"image": 7, "text": 9}),))
+    counts = count_rows(outcome, plan)
+    assert (counts["rows_reused"], counts["rows_encoded_image"], counts["rows_encoded_text"]) == (16, 2, 0)
+    assert counts["rows_read"] == counts["rows_encoded"] + counts["rows_reused"] + counts["rows_rejected"]
+
+
 def test_limits_are_inclusive_and_named() -> None:
     plan = night(listing(a="1"))
     outcome = Outcome(made_of(plan, rejected=1), refused={"b.parquet": "ArrowInvalid: no"})
