@@ -11,7 +11,7 @@ from typing import Literal
 
 from tests.proxy import KINDS, Kind
 
-Victim = Literal["driver", "actor", "task", "raylet", "frozen", "nobody"]
+Victim = Literal["driver", "actor", "task", "raylet", "frozen", "rival", "nobody"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def faults(seen: Sequence[str]) -> Iterator[Point]:
 
 
 def leases() -> Iterator[Point]:
-    """Yield what happens to a lease: its renewal, its end without a release, a driver that sleeps past it."""
+    """Yield what happens to a lease: renewed, given back, overslept, wanted by two."""
     soon = ("store.lease_seconds=3",)
     head = r"/heads/main/\d{12}\.json$"
     for after in (False, True):
@@ -94,6 +94,8 @@ def leases() -> Iterator[Point]:
         yield Point(
             f"driver asleep past its lease at {what}", "PUT", path, victim="frozen", settings=soon, after=True
         )
+    yield Point("another night is started while one works", "PUT", "/codes/", victim="rival")
+    yield Point("another night takes the lease just before", "PUT", head, victim="rival")
     publish = r"/heads/main/000000000004\.json$"
     yield Point("driver asleep past its lease at publishing", "PUT", publish, victim="frozen", settings=soon)
 

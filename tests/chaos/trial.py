@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -35,7 +36,7 @@ def run_trial(world: World, point: Point, name: str) -> Outcome:
     outcome, started = Outcome(point), time.monotonic()
     world.copy_base(name)
     reader = Reader(world, name)
-    blow = _Blow(point)
+    blow = _Blow(point, lambda: Night(world, name).wait()[0])
     world.proxy.forget(blow.plan)
     environment = {"AWS_MAX_ATTEMPTS": "2"} if point.lasting else {}
     night = Night(world, name, *point.settings, ray=point.ray, **environment)
@@ -48,6 +49,11 @@ def run_trial(world: World, point: Point, name: str) -> Outcome:
             outcome.wrong.append("the request that was made again is not counted")
         world.proxy.forget()
         _run_again(world, point, name, outcome)
+    if point.victim == "rival":
+        # While the lease is held it finds that out; otherwise it does the work, and nothing is left to do.
+        met, wanted = (blow.rivals, outcome.codes[0]), ([4 if "codes" in point.path else 0], 0)
+        if met != wanted:
+            outcome.wrong.append(f"rival and night ended with codes {met}, expected {wanted}")
     if not blow.struck:
         outcome.wrong.append("the point was never reached")
     absorbed = point.victim == "nobody" and not point.lasting
@@ -104,8 +110,10 @@ def _ended(night: Night, outcome: Outcome) -> int:
 class _Blow:
     """What the proxy does at the point of a trial."""
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: Point, rival: Callable[[], int]) -> None:
         self.point = point
+        self.rivals: list[int] = []  # exit codes of other nights
+        self._rival = rival
         self.struck = False
         self.done, self.release = threading.Event(), threading.Event()
         self._aimed = threading.Event()
@@ -143,6 +151,8 @@ class _Blow:
             self.struck = True
         if self.point.victim == "nobody":
             return Fault(self.point.fault)
+        if self.point.victim == "rival":
+            return Fault(before=lambda request: self.rivals.append(self._rival()))
         strike = self._freeze if self.point.victim == "frozen" else self._kill
         if self.point.victim in ("driver", "frozen"):
             # The victim hears nothing more: what it asked for is done or not, and it does not know.
