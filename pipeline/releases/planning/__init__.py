@@ -128,6 +128,7 @@ def plan_night(
             wanted, found = wanted.filter(pc.is_valid(found)), pc.drop_null(found)
         reuse.append(_reuse(wanted, parent, mine.take(found)))
         moved |= not _equal(reuse[-1], parent, mine)
+        pa.default_memory_pool().release_unused()
     return Plan(
         encode=pa.concat_tables(encode).sort_by(_ORDER),
         reuse=pa.concat_tables(reuse),
@@ -205,8 +206,7 @@ def _same_place(a: pa.Table, b: pa.Table) -> pa.ChunkedArray:
 
 def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Tower) -> pa.Table:
     """Add to the code files that are wanted why they are, and what they may take rows from."""
-    known_path = pc.is_in(missing["path"], value_set=parent["path"])
-    known_unit = pc.is_in(missing["unit"], value_set=parent["unit"])
+    known_path, known_unit = (_known(missing[name], parent[name]) for name in ("path", "unit"))
     again = pc.not_equal(missing["code"], tower.addresses(missing["unit"]))
     cases = pc.make_struct(again, known_unit, known_path)
     reasons = pc.case_when(cases, RETRIED, RECIPE, CHANGED, NEW)
@@ -216,6 +216,11 @@ def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Towe
     usable = earlier.filter(pc.equal(tower.addresses(earlier["unit"]), earlier["code"]))
     found = pc.index_in(_place(missing), value_set=_place(usable))
     return pa.table([*missing.columns, reasons, code_files(usable).take(found)], schema=WORK)
+
+
+def _known(values: pa.ChunkedArray, parent: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Tell which values the parent has; its own are looked up first, for as a rule the values are few."""
+    return pc.is_in(values, value_set=parent.filter(pc.is_in(parent, value_set=values)))
 
 
 def _place(units: pa.Table) -> pa.ChunkedArray:
