@@ -141,8 +141,7 @@ class JDSH(HashMethod):
             sides = own_weights[0] * (cosines - own).square().sum(), -own_weights[1] * cosines.sum()
         else:
             with torch.no_grad():
-                targets = ((columns, self.similarity.decide_(part)) for columns, part in fused)
-                products = target_products(all_codes, targets, place)
+                products = target_products(all_codes, self._targets(fused), place)
             weights = (config.intra_weight, config.intra_weight, config.cross_weight, *own_weights)
             *sums_of_errors, paired, coherence = squared_errors(codes, products, weights)
             others = rows * (len(all_codes) - 1)
@@ -202,6 +201,11 @@ class JDSH(HashMethod):
         for first in range(0, total, self.config.chunk):
             part = slice(first, min(first + self.config.chunk, total))
             yield part, self.similarity.fuse(rows, columns.part(part))
+
+    def _targets(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+        for columns, part in fused:
+            yield columns, self.similarity.decide_(part)
+            del part  # before the next is made
 
     def _blocks(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[Block]:
         for columns, part in fused:

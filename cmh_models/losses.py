@@ -100,6 +100,7 @@ def target_products(codes: Tensor, targets: Iterable[tuple[slice, Tensor]], rows
         pulls.addmm_(target, codes[columns])
         flat = target.reshape(-1)
         squares += torch.dot(flat, flat)
+        del target, flat  # before the next block is made
     return TargetProducts(grams_of(codes), pulls, squares, torch.cat(own))
 
 
