@@ -20,6 +20,7 @@ from pipeline.search.ranking import PART, ROW, Ranking
 
 _FIRST = 2  # lists that a query visits first
 _QUERIES = 1024  # that visit the lists side by side
+_WORKSPACE = 64 << 20  # bytes that one thread may need for them
 _THREAD_QUERIES = 64  # worth a thread
 _DAMAGED = "an inverted list names a row that its part does not have; verify the release"
 _FOUND = 1 << 22  # rows of lost queries held at once, about 40 bytes each
@@ -62,8 +63,10 @@ def nearest(parts: Sequence[Part], codes: np.ndarray, k: int, *, chosen: np.ndar
 
     def answer(share: slice) -> list[Nearest]:
         mine, lists = words[share], chosen[share]
-        steps = range(0, max(len(mine), 1), _QUERIES)
-        return [_block(parts, mine[n : n + _QUERIES], lists[n : n + _QUERIES], k) for n in steps]
+        room = 10 * _capacity(parts, k) + 64 * parts[0].code_size
+        step = max(1, min(_QUERIES, _WORKSPACE // room))
+        steps = range(0, max(len(mine), 1), step)
+        return [_block(parts, mine[n : n + step], lists[n : n + step], k) for n in steps]
 
     if count == 1:
         return Nearest.joined(answer(shares[0]))
@@ -82,9 +85,14 @@ def within(parts: Sequence[Part], codes: np.ndarray, radius: int) -> Within:
     return sort_within(parts, pieces, queries=len(codes))
 
 
+def _capacity(parts: Sequence[Part], k: int) -> int:
+    """Return for how many candidates of a query there is room: ties need some beyond k."""
+    return min(8 * k + 256, sum(part.rows for part in parts))
+
+
 def _block(parts: Sequence[Part], words: np.ndarray, chosen: np.ndarray, k: int) -> Nearest:
     lists = _Lists(parts)
-    candidates = compiled.new_candidates(len(words), 8 * k + 256, bits=8 * parts[0].code_size)
+    candidates = compiled.new_candidates(len(words), _capacity(parts, k), bits=8 * parts[0].code_size)
     lost = np.zeros(len(words), np.bool_)
     count = len(parts[0].lists.rows)
     for visited in (chosen[:, :_FIRST], chosen[:, _FIRST:]):
