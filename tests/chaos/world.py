@@ -70,6 +70,9 @@ class World:
             "encode.chunk_bytes": str(1 << 20),
             "encode.max_reject_fraction": "0.5",
             **{f"gate.{limit}": "1" for limit in ("max_balance", "max_collisions", "max_dead_bits")},
+            **{
+                f"gate.{size}": "1" for size in ("parts", "queries", "reused_units")
+            },  # not what is tried here
             "index.part_boundary": "2",
             "run.dir": str(self.folder / "runs" / name),
         }
@@ -213,9 +216,9 @@ def _night(words: list[str], log: str, told: dict[str, str]) -> None:
 def _server() -> ForkServerContext:
     """Return the server that forks the processes of the trials, its libraries loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["jobs.command", "jobs.nightly", "jobs.stages", "pipeline.releases.storage.s3", "tests.chaos.world"]
-    )
+    nights = ["jobs.command", "jobs.nightly", "jobs.stages", "jobs.gating"]
+    readers = ["pipeline.search.retrieval", "pipeline.releases.storage.s3", "tests.chaos.world"]
+    context.set_forkserver_preload(["tests.chaos.light", *nights, *readers])
     return context
 
 
