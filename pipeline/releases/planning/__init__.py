@@ -62,8 +62,8 @@ class Plan:
 
     `encode` (WORK, sorted by path, range and side): code files that the parent release does not name. Some
     may stand in the store already, left by a run that was ended. `reuse` (UNITS, side by side): rows of the
-    next release, ready as they are; `moved`: they are not just those of the parent, for the same files.
-    `vanished`: paths that the parent has and the source has no more.
+    next release, ready as they are; `moved`: nothing is to be encoded, yet they are not just those of the
+    parent, for the same files. `vanished`: paths that the parent has and the source has no more.
     """
 
     encode: pa.Table
@@ -127,7 +127,8 @@ def plan_night(
             encode.append(_explained(wanted.filter(pc.is_null(found)), parent, mine, tower))
             wanted, found = wanted.filter(pc.is_valid(found)), pc.drop_null(found)
         reuse.append(_reuse(wanted, parent, mine.take(found)))
-        moved |= not _equal(reuse[-1], parent, mine)
+        if not any(len(table) for table in encode):  # else there is something to do in any case
+            moved |= not _equal(reuse[-1], parent, mine)
         pa.default_memory_pool().release_unused()
     return Plan(
         encode=pa.concat_tables(encode).sort_by(_ORDER),
@@ -210,8 +211,8 @@ def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Towe
     again = pc.not_equal(missing["code"], tower.addresses(missing["unit"]))
     cases = pc.make_struct(again, known_unit, known_path)
     reasons = pc.case_when(cases, RETRIED, RECIPE, CHANGED, NEW)
-    earlier = parent.select([*_PLACE, "unit", "code", "purged"]).take(mine)
-    earlier = earlier.filter(pc.is_in(earlier["path"], value_set=missing["path"]))
+    near = mine.filter(pc.is_in(parent["path"], value_set=missing["path"]).take(mine))
+    earlier = parent.select([*_PLACE, "unit", "code", "purged"]).take(near)
     # The address says of itself whether tower and recipe are those of tonight.
     usable = earlier.filter(pc.equal(tower.addresses(earlier["unit"]), earlier["code"]))
     found = pc.index_in(_place(missing), value_set=_place(usable))
@@ -230,6 +231,5 @@ def _place(units: pa.Table) -> pa.ChunkedArray:
 
 
 def _vanished(units: pa.Table, parent: pa.Table) -> tuple[str, ...]:
-    paths = pc.unique(parent["path"])
-    gone = paths.filter(pc.invert(pc.is_in(paths, value_set=units["path"])))
-    return tuple(sorted(gone.to_pylist()))
+    gone = parent["path"].filter(pc.invert(pc.is_in(parent["path"], value_set=units["path"])))
+    return tuple(sorted(pc.unique(gone).to_pylist()))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.releases.addresses import check_path
 from pipeline.releases.storage import SourceFile, iter_source
@@ -37,7 +38,11 @@ def source_table(files: Iterable[SourceFile]) -> pa.Table:
             batches.append(_batch(page))
             page = []
     table = pa.Table.from_batches([*batches, _batch(page)], schema=SOURCE)
-    return table.sort_by("path").combine_chunks()
+    paths = table["path"]
+    if not pc.all(pc.less_equal(paths.slice(0, max(len(paths) - 1, 0)), paths.slice(1)), min_count=0).as_py():
+        table = table.sort_by("path")  # object stores list in this order, file systems do not
+        pa.default_memory_pool().release_unused()
+    return table
 
 
 def _batch(page: list[tuple[str, int, str]]) -> pa.RecordBatch:

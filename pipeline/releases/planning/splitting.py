@@ -66,6 +66,8 @@ def cut_files(
     """
     several = {path: found for path, found in ranges.items() if len(found) > 1}
     known = parent_units.filter(pc.is_valid(parent_units["first_row_group"]))
+    if not several and not len(known):
+        return _whole(files)
     opened = pc.is_in(files["path"], value_set=pa.array(list(several), pa.string()))
     kept = pc.and_(pc.invert(opened), pc.is_in(_version(files), value_set=_version(known)))
     whole = files.filter(pc.invert(pc.or_(opened, kept)))
@@ -75,8 +77,6 @@ def cut_files(
     if len(known):
         found = known.select(["size", "token", *_ENDS]).group_by(["size", "token", *_ENDS]).aggregate([])
         tables.append(_join(files.filter(kept), found, ["size", "token"]))
-    if len(tables) == 1:
-        return tables[0]
     return pa.concat_tables(tables).sort_by([("path", "ascending"), ("first_row_group", "ascending")])
 
 
