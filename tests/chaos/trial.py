@@ -45,7 +45,10 @@ def run_trial(world: World, point: Point, name: str) -> Outcome:
         _overtake(world, point, blow, night, name, outcome)
     else:
         outcome.codes.append(_ended(night, outcome))
-        if point.victim == "nobody" and not outcome.retries and point.fault in ("slow down", "error"):
+        counted = (
+            point.fault in ("slow down", "error") and "/runs" not in point.path
+        )  # written after the line
+        if point.victim == "nobody" and counted and not outcome.retries:
             outcome.wrong.append("the request that was made again is not counted")
         world.proxy.forget()
         _run_again(world, point, name, outcome)
