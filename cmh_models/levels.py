@@ -210,7 +210,8 @@ class ResidualScales(nn.Module):
         over = nn.Conv2d(before, before, (1, 3), padding=(0, 1), bias=False)
         self.body = nn.Sequential(
             over if scales > 1 else nn.Identity(),
-            nn.GroupNorm(1, before),
+            # The norm after the next convolution undoes what one factor for all would do.
+            nn.GroupNorm(1, before, affine=before > 1),
             nn.ReLU(),
             nn.Conv2d(before, after, kernel, bias=False),
             nn.GroupNorm(1, after),
