@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from pipeline.quality.protocol import JOINT, OWN
-from pipeline.quality.published import BARS
+from pipeline.quality.published import BARS, BITS, WIKI_I2T, WIKI_RIVALS, WIKI_T2I
 
 METHODS = {
     "jdsh": "JDSH",
@@ -75,7 +75,7 @@ def digits(value: float) -> str:
 
 def notes(rows: Sequence[Row], bits: int = 32) -> list[str]:
     """Say which method loses to which baseline, and which stays below its bar, by own towers and mAP@all."""
-    told = []
+    told = _below_published(rows)
     for row in rows:
         if row["bits"] != bits or row["method"] in BASELINES or "absent" in row:
             continue
@@ -83,6 +83,21 @@ def notes(rows: Sequence[Row], bits: int = 32) -> list[str]:
         for baseline in BASELINES:
             told += _losses(name, row, find(rows, row["data"], baseline, bits), baseline)
         told += _below_bar(name, row)
+    return told
+
+
+def _below_published(rows: Sequence[Row]) -> list[str]:
+    """Compare with published rows of Wiki: one joint code for a pair, mAP@50, ties in stable order."""
+    told = []
+    for method, paper in WIKI_RIVALS.items():
+        for way, published in (("i2t", WIKI_I2T), ("t2i", WIKI_T2I)):
+            for bits, theirs in zip(BITS, published[paper], strict=True):
+                row = find(rows, "wiki", method, bits)
+                if row is not None and (own := row[JOINT][f"map50_{way}"]["stable"]) < theirs:
+                    told.append(
+                        f"{METHODS[method]} on wiki at {bits} bits, joint code, {way.upper()} mAP@50: "
+                        f"{digits(own)}, below the {digits(theirs)} published for {paper}"
+                    )
     return told
 
 
