@@ -45,9 +45,8 @@ def run_trial(world: World, point: Point, name: str) -> Outcome:
         _overtake(world, point, blow, night, name, outcome)
     else:
         outcome.codes.append(_ended(night, outcome))
-        counted = (
-            point.fault in ("slow down", "error") and "/runs" not in point.path
-        )  # written after the line
+        # What is written under runs/ comes after the line with the counts.
+        counted = point.fault in ("slow down", "error") and "/runs" not in point.path
         if point.victim == "nobody" and counted and not outcome.retries:
             outcome.wrong.append("the request that was made again is not counted")
         world.proxy.forget()
