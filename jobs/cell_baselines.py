@@ -85,7 +85,8 @@ def _choose(name: str, rows: EncodedSet, *, bits: int, seed: int, groups: Mappin
     if name in ("cca", "cca_best"):
         choices = choose_cca(train, code_length=bits, seed=seed, groups=siblings)
         if name not in choices:
-            raise LookupError(f"CCA has at most {choices['cca_best'].code_length} bits here, not {bits}")
+            widths = f"{train.image.shape[1]} and {train.text.shape[1]}"
+            raise LookupError(f"CCA has no {bits} bits between sides of {widths} features")
         return choices[name]
     fit = {"cmfh": fit_cmfh, "ridge": fit_ridge}[name]
 
