@@ -1,7 +1,7 @@
 """Fifty steps of one global batch run alike on 1, 2 and 4 ranks and with ZeRO 0 to 3.
 
 Tolerance: every loss within 1e-4 of the one-rank run's, relative; fp32 sums in another order are what is
-left, and fifty steps of Adam let them grow. HASHFLEET_LONG=1 runs every stage on every world size.
+left, and fifty steps of Adam let them grow. TEST_LONG=1 runs every stage on every world size.
 """
 
 import os
@@ -46,7 +46,7 @@ def curves(forms: tuple[int | str, ...]) -> list[list[float]]:
 def test_the_loss_curve_depends_on_neither_world_size_nor_zero_stage(
     solo: SoloRank, ranks: Ranks, tmp_path: Path
 ) -> None:
-    forms = dict.fromkeys(SHORT, EVERY) if os.environ.get("HASHFLEET_LONG") else SHORT
+    forms = dict.fromkeys(SHORT, EVERY) if os.environ.get("TEST_LONG") else SHORT
     expected = solo.call(curves, (0,))[0][0]
     assert len(expected) == STEPS and expected[-1] < expected[0]
     four = FourRanks(tmp_path)
