@@ -70,7 +70,7 @@ def judge_baseline(
         return evaluate_relaxed_codes(*sets), {"code_length": bits}
     choice = _choose(name, rows.train, bits=bits, seed=config.run.seed, groups=groups)
     coded = [part.with_codes(choice.relaxed(features_of(part))) for part in (rows.query, rows.retrieval)]
-    facts = {"code_length": choice.code_length, "regulariser": choice.regulariser}
+    facts = {"code_length": choice.code_length, "regulariser": choice.regulariser, "unit": choice.unit}
     return evaluate_relaxed_codes(*coded), facts | {"validation_map": choice.validation_map}
 
 

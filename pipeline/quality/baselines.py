@@ -6,6 +6,7 @@ the best code length) is chosen on validation rows taken out of train, never on 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -29,6 +30,9 @@ class Features:
 
     def take(self, rows: np.ndarray) -> "Features":
         return Features(self.image[rows], self.text[rows], [self.labels[row] for row in rows])
+
+    def at_unit_length(self) -> "Features":
+        return Features(_unit(self.image), _unit(self.text), self.labels)
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ class Choice:
     code_length: int
     regulariser: float
     validation_map: float  # mean of both directions, mAP@all expected over ties
+    unit: bool = False  # rows are brought to unit length first
 
     def relaxed(self, features: Features) -> dict[str, np.ndarray]:
         """Return the relaxed codes of both sides."""
+        features = features.at_unit_length() if self.unit else features
         return {
             side: projection.relaxed(getattr(features, side), code_length=self.code_length)
             for side, projection in self.projections.items()
@@ -176,7 +182,8 @@ def choose(
 ) -> dict[int, Choice]:
     """Choose the regulariser of each code length on validation rows and fit anew on all rows.
 
-    Validation rows ask, the other train rows are searched.
+    Whether rows are brought to unit length first is chosen with it. Validation rows ask, the other train rows
+    are searched.
 
     Args:
         fit: gives max(lengths) bits, the shorter codes being its first bits.
@@ -188,14 +195,21 @@ def choose(
     held = np.isin(members, order[: max(1, round(VALIDATION_SHARE * len(order)))])
     validation, rest = features.take(np.flatnonzero(held)), features.take(np.flatnonzero(~held))
     scores: dict[int, list[float]] = {code_length: [] for code_length in lengths}
-    for regulariser in regularisers:
-        pair = fit(rest, regulariser)
+    settings = list(product((False, True), regularisers))
+    for unit, regulariser in settings:
+        pair = fit(rest.at_unit_length() if unit else rest, regulariser)
         for code_length in lengths:
-            scores[code_length].append(_score(Choice(pair, code_length, regulariser, 0.0), validation, rest))
+            choice = Choice(pair, code_length, regulariser, 0.0, unit)
+            scores[code_length].append(_score(choice, validation, rest))
     best = {code_length: int(np.argmax(values)) for code_length, values in scores.items()}
-    final = {index: fit(features, regularisers[index]) for index in sorted(set(best.values()))}
+    final = {}
+    for index in sorted(set(best.values())):
+        unit, regulariser = settings[index]
+        final[index] = fit(features.at_unit_length() if unit else features, regulariser)
     return {
-        code_length: Choice(final[index], code_length, regularisers[index], scores[code_length][index])
+        code_length: Choice(
+            final[index], code_length, settings[index][1], scores[code_length][index], settings[index][0]
+        )
         for code_length, index in best.items()
     }
 
@@ -237,6 +251,11 @@ def _whitened(features: np.ndarray, regulariser: float) -> tuple[np.ndarray, np.
     floor = max(float(np.trace(covariance)) / len(covariance), 1e-12)
     covariance[np.diag_indices_from(covariance)] += regulariser * floor
     return mean, centred, np.linalg.cholesky(covariance)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    wide = np.asarray(rows, np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def _score(choice: Choice, validation: Features, rest: Features) -> float:

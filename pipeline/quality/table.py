@@ -23,7 +23,7 @@ METHODS = {
 SUPERVISED = ("hsidhn", "dscmh", "ridge")
 BASELINES = ("random", "cca", "cca_best", "cmfh", "ridge")
 METRICS = ("map_i2t", "map_t2i", "map50_i2t", "map50_t2i")
-_OF_ONE = ("code_length", "regulariser", "validation_map", "rows", "steps")
+_OF_ONE = ("code_length", "regulariser", "unit", "validation_map", "rows", "steps")
 
 Row = dict[str, Any]
 
