@@ -13,7 +13,14 @@ ROOMS = {
     "pipeline.releases": set(),
     "pipeline.learning": {"pipeline.corpus", "pipeline.releases", "cmh_models"},
     "pipeline.encoding": {"pipeline.corpus", "pipeline.releases", "cmh_models"},
-    "pipeline.search": {"pipeline.releases"},
+    # A query is decoded, and a key becomes an id, by the code that did it for the rows.
+    "pipeline.search": {
+        "pipeline.releases",
+        "pipeline.corpus.schema",
+        "pipeline.corpus.recipe",
+        "pipeline.corpus.sides",
+        "cmh_models.words",
+    },
     "pipeline.quality": {"pipeline.search", "pipeline.releases"},
     "cluster": set(),
 }

@@ -4,19 +4,23 @@
     hits = release.search(codes, k=10, direction="T2I")
 
 Parts on a local disk are memory-mapped where they lie; those of a remote store are downloaded once into a
-cache folder, checked against the release's sha256, and mapped from there.
+cache folder, checked against the release's sha256, and mapped from there. Forgotten keys are never shown.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.codes import BIT_ORDER
+from pipeline.corpus.schema import sample_ids
+from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten, forgotten_keys
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
     ManifestError,
@@ -24,17 +28,31 @@ from pipeline.releases.manifest import (
     ReleaseRecipe,
     check_store,
     read_release,
-    read_table,
 )
 from pipeline.releases.storage import Storage
 from pipeline.search.approximate import search, within
 from pipeline.search.families import Effort
-from pipeline.search.parts import Part, PartsOpening, cache_folder, open_part
-from pipeline.search.quantisers import Quantiser, open_quantiser
+from pipeline.search.opening import Opened, open_files
+from pipeline.search.order import Nearest
+from pipeline.search.parts import Part, cache_folder
+from pipeline.search.quantisers import Quantiser
+from pipeline.search.selection import (
+    Selection,
+    nearest_of,
+    nearest_without,
+    of_forgotten,
+    of_keys,
+    within_without,
+)
+
+if TYPE_CHECKING:
+    from pipeline.search.following import Following
 
 Direction = Literal["T2I", "I2T"]
 DIRECTIONS: dict[str, str] = {"T2I": "image", "I2T": "text"}
 """What is asked with and what is searched -> the side that is searched."""
+QUERY_SIDES: dict[str, str] = {"T2I": "text", "I2T": "image"}
+"""The same -> the side whose tower makes the codes of queries."""
 _EFFORTS = tuple(field.name for field in fields(Effort))
 
 
@@ -46,6 +64,19 @@ class Hits:
     ids: np.ndarray  # (Q, k) int64
     keys: list[list[str]]  # Q lists of k: the source's own names
 
+    @property
+    def counts(self) -> np.ndarray:
+        """The (Q,) numbers of hits: below k where a filter, a hash or a graph left fewer."""
+        return (self.ids >= 0).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made the codes of queries, as far as it is known: a code file's metadata says both."""
+
+    fingerprint: str | None = None  # of the tower
+    bit_order: str | None = None  # msb or lsb
+
 
 class Release:
     """One published whole, open for searching. Safe to use from several threads."""
@@ -56,14 +87,16 @@ class Release:
         digest: str,
         *,
         manifest: ReleaseManifest,
-        parts: Mapping[str, Sequence[Part]],
-        quantisers: Mapping[str, Quantiser] | None = None,
+        opened: Opened,
+        forgotten: Forgotten = NOTHING_FORGOTTEN,
     ) -> None:
         self.uri = uri
         self.digest = digest
         self.manifest = manifest
-        self._parts = {side: [part for part in opened if part.rows] for side, opened in parts.items()}
-        self._quantisers = dict(quantisers or {})
+        self.forgotten = forgotten
+        self._opened = opened
+        self._parts = opened.parts
+        self._hidden = {side: of_forgotten(parts, forgotten) for side, parts in opened.parts.items()}
         settings = {name: value for name, value in manifest.recipe.index.items() if name in _EFFORTS}
         self._effort = Effort(**settings)
 
@@ -101,22 +134,35 @@ class Release:
                     f"{storage.where()}: nothing is published in channel {channel!r}; a nightly run does that"
                 )
         manifest = read_release(storage, digest)
-        rows = [row for row in read_table(storage, manifest, "parts").to_pylist() if row["side"] in sides]
-        opening = PartsOpening(
-            code_length=manifest.recipe.code_length,
-            cache=cache_folder() if cache is None else Path(cache),
-            recipe=manifest.recipe.index.get("recipe", "BFlat"),
-            check=check,
+        folder = cache_folder() if cache is None else Path(cache)
+        opened = open_files(storage, manifest, sides=sides, cache=folder, check=check)
+        return cls(
+            storage.uri,
+            digest,
+            manifest=manifest,
+            opened=opened,
+            forgotten=forgotten_keys(Log(storage, channel)),
         )
-        parts: dict[str, list[Part]] = {side: [] for side in sides}
-        for row in rows:
-            parts[row["side"]].append(open_part(storage, row, opening))
-        quantisers = {
-            side: open_quantiser(name, storage)
-            for side, name in manifest.recipe.quantisers.items()
-            if parts.get(side)
-        }
-        return cls(storage.uri, digest, manifest=manifest, parts=parts, quantisers=quantisers)
+
+    @staticmethod
+    def follow(
+        uri: str | os.PathLike[str], channel: str = "main", *, seconds: float = 30, **options: Any
+    ) -> "Following":
+        """Open the newest release of a channel and go over to each newer one, while queries are answered.
+
+        Args:
+            seconds: the log is looked at when a query comes, at most so often.
+            options: as for `open`.
+        """
+        from pipeline.search.following import Following
+
+        return Following(partial(Release.open, uri, channel, **options), channel, seconds=seconds)
+
+    def hiding(self, forgotten: Forgotten) -> "Release":
+        """Return this release, its files open once, with other keys hidden."""
+        return Release(
+            self.uri, self.digest, manifest=self.manifest, opened=self._opened, forgotten=forgotten
+        )
 
     @property
     def recipe(self) -> ReleaseRecipe:
@@ -128,37 +174,59 @@ class Release:
         return self.manifest.recipe.code_length
 
     def rows(self, side: str) -> int:
-        """Return the number of codes of a side."""
-        return sum(part.rows for part in self._parts[side])
+        """Return the number of codes of a side that can be found: forgotten keys do not count."""
+        return sum(part.rows for part in self._parts[side]) - self._hidden[side].count
 
-    def search(self, codes: np.ndarray, k: int = 10, direction: Direction = "T2I") -> Hits:
+    def search(
+        self,
+        codes: np.ndarray,
+        k: int = 10,
+        direction: Direction = "T2I",
+        *,
+        keys: Collection[str] | Selection | None = None,
+        origin: Origin | None = None,
+    ) -> Hits:
         """Find the k codes nearest to each query, of those that the release's index looks at: BFlat at all.
 
         Args:
             codes: (Q, code_length / 8) uint8 packed codes, of the text tower for T2I, of the image tower
                 for I2T.
             k: hits per query, at most the number of codes of the side.
+            keys: only these are looked for; a selection (`select`) is looked up once for many searches.
+            origin: what made the codes; codes of another tower or bit order are refused.
         Returns:
-            hits ordered by (distance, id, key), whatever the layout of the parts. Where a BHash or BHNSW
-                index finds fewer than k, the query has as many keys, and NO_DISTANCE and -1 follow.
+            hits ordered by (distance, id, key), whatever the layout of the parts. Where `keys` or a BHash or
+            BHNSW index leave fewer than k, the query has as many keys, and NO_DISTANCE and -1 follow.
         Raises:
-            ValueError: an unknown direction, codes of another shape or type, or k out of range.
+            ValueError: an unknown direction, codes of another shape, type or origin, or k out of range.
         """
         side = self._side(direction)
         self._check(codes, k, side=side)
+        self._check_origin(origin, direction)
         parts = self._parts[side]
-        found = search(parts, codes, int(k), effort=self._effort, quantiser=self._quantisers.get(side))
+        ask = partial(_ask, parts, effort=self._effort, quantiser=self._opened.quantisers.get(side))
+        if keys is None:
+            found = nearest_without(parts, codes, int(k), hidden=self._hidden[side], ask=ask)
+        else:
+            chosen = self._chosen(keys, side)
+            found = nearest_of(parts, codes, int(k), selection=chosen, ask=ask)
         return Hits(found.distances, found.ids, _keys(parts, found.part, found.row))
 
     def range_search(
-        self, codes: np.ndarray, radius: int, direction: Direction = "T2I"
+        self,
+        codes: np.ndarray,
+        radius: int,
+        direction: Direction = "T2I",
+        *,
+        keys: Collection[str] | Selection | None = None,
+        origin: Origin | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
         """Find every code at most `radius` away from each query; memory grows with their number.
 
         All codes are looked at, of a BHash index its candidates.
 
         Args:
-            codes, direction: as for `search`.
+            codes, direction, keys, origin: as for `search`.
             radius: Hamming distance, itself included.
         Returns:
             for each query the distances, ids and keys of its hits, ordered as those of `search`.
@@ -166,12 +234,34 @@ class Release:
             ValueError: as `search`; a radius below 0.
         """
         side = self._side(direction)
-        self._check(codes, 1, side=side)
+        self._check(codes, side=side)
+        self._check_origin(origin, direction)
         parts = self._parts[side]
         found = within(parts, codes, int(radius), effort=self._effort)
-        keys = _keys(parts, found.part[None], found.row[None])[0]
+        if keys is not None:
+            found = within_without(found, self._chosen(keys, side).holds(found.part, found.row))
+        elif self._hidden[side].count:
+            found = within_without(found, ~self._hidden[side].holds(found.part, found.row))
+        names = _keys(parts, found.part[None], found.row[None])[0]
         limits = pairwise(found.limits.tolist())
-        return [(found.distances[a:b], found.ids[a:b], keys[a:b]) for a, b in limits]
+        return [(found.distances[a:b], found.ids[a:b], names[a:b]) for a, b in limits]
+
+    def select(self, keys: Collection[str], direction: Direction = "T2I") -> Selection:
+        """Look up the rows of some keys, to search among them more than once.
+
+        Forgotten keys, and those that the release does not hold, select nothing; `count` says how many rows
+        there are.
+
+        Raises:
+            TypeError: one string instead of a collection, or a key that is none.
+        """
+        return self._select(keys, self._side(direction))
+
+    def _select(self, keys: Collection[str], side: str) -> Selection:
+        if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
+            raise TypeError("keys must be a collection of strings, the keys of the source")
+        names = list(dict.fromkeys(keys))
+        return of_keys(self._parts[side], names, sample_ids(names)).without(self._hidden[side])
 
     def _side(self, direction: str) -> str:
         if direction not in DIRECTIONS:
@@ -181,7 +271,33 @@ class Release:
             raise ValueError(f"{direction} searches side {side!r}, which was not opened; open it with sides=")
         return side
 
-    def _check(self, codes: np.ndarray, k: int, *, side: str) -> None:
+    def _chosen(self, keys: Collection[str] | Selection, side: str) -> Selection:
+        if not isinstance(keys, Selection):
+            return self._select(keys, side)
+        if len(keys.rows) != len(self._parts[side]):
+            raise ValueError(
+                f"the selection is of {len(keys.rows)} parts, side {side!r} of release {self.digest} has "
+                f"{len(self._parts[side])}; select(keys, direction) of this release makes one"
+            )
+        return keys.without(self._hidden[side])
+
+    def _check_origin(self, origin: Origin | None, direction: str) -> None:
+        if origin is None:
+            return
+        side = QUERY_SIDES[direction]
+        wanted = self.recipe.fingerprints.get(side)
+        if origin.fingerprint not in (None, wanted):
+            raise ValueError(
+                f"codes are of tower {origin.fingerprint}, release {self.digest} was made with {side} tower "
+                f"{wanted}; encode the queries with the release's own model, {self.recipe.model}"
+            )
+        if origin.bit_order not in (None, BIT_ORDER):
+            raise ValueError(
+                f"codes have bit order {origin.bit_order!r}, those of release {self.digest} have "
+                f"{BIT_ORDER!r}, the first bit most significant; pack them so"
+            )
+
+    def _check(self, codes: np.ndarray, k: int = 1, *, side: str) -> None:
         size = self.code_length // 8
         if not isinstance(codes, np.ndarray):
             raise TypeError(f"codes must be a numpy array, got {type(codes).__name__}")
@@ -194,6 +310,12 @@ class Release:
             raise TypeError(f"k must be a whole number, got {k!r}")
         if not 1 <= k <= self.rows(side):
             raise ValueError(f"k must be within 1 and the {self.rows(side)} codes of side {side!r}, got {k}")
+
+
+def _ask(
+    parts: Sequence[Part], codes: np.ndarray, k: int, *, effort: Effort, quantiser: Quantiser | None
+) -> Nearest:
+    return search(parts, codes, k, effort=effort, quantiser=quantiser)
 
 
 def _keys(parts: Sequence[Part], part: np.ndarray, row: np.ndarray) -> list[list[str]]:
