@@ -56,6 +56,16 @@ def again_where(addresses: pa.ChunkedArray, retries: frozenset[str]) -> pa.Chunk
     return pa.chunked_array([pa.array([again(one, retries) for one in addresses.to_pylist()], pa.string())])
 
 
+def follow_where(
+    addresses: pa.ChunkedArray, codes: pa.ChunkedArray, retries: frozenset[str]
+) -> pa.ChunkedArray:
+    """Tell of every code file whether it is that of an address, or stands where a retry has led from it."""
+    if again_where(addresses, retries) is addresses:
+        return pc.equal(addresses, codes)
+    pairs = zip(addresses.to_pylist(), codes.to_pylist(), strict=True)
+    return pa.chunked_array([pa.array([code in chain(one, retries) for one, code in pairs], pa.bool_())])
+
+
 def read_note(storage: Storage, path: str) -> list[str]:
     """Return the addresses that one note names."""
     try:

@@ -231,6 +231,20 @@ def test_a_retried_address_is_wanted_elsewhere_once() -> None:
     assert night(files, finished(plan), retries=frozenset([first])).nothing_to_do
 
 
+def test_a_unit_that_was_retried_still_lends_its_rows() -> None:
+    """When it is retried once more, and when it changes: not one known row of it is encoded again."""
+    files = [SourceFile("a.parquet", 1, "x"), SourceFile("b.parquet", 1, "y")]
+    parent = finished(night(files))
+    first = parent["code"][0].as_py()
+    once = finished(night(files, parent, retries=frozenset([first])))
+    second = once["code"][0].as_py()
+    for now, retries in ((files, {first, second}), ([SourceFile("a.parquet", 2, "z"), files[1]], {first})):
+        rows = night(now, once, retries=frozenset(retries)).encode.to_pylist()
+        earlier = {(row["path"], row["side"]): row["earlier"] for row in rows}
+        assert earlier["a.parquet", "image"] == second
+        assert None not in earlier.values()
+
+
 def test_files_that_swap_their_content_are_work_to_publish_and_none_to_encode() -> None:
     a, b = SourceFile("a.parquet", 1, "x"), SourceFile("b.parquet", 1, "y")
     parent = finished(night([a, b]))

@@ -23,7 +23,7 @@ from pipeline.releases.planning.splitting import (
     cut_row_groups,
     files_to_open,
 )
-from pipeline.releases.retrying import again_where
+from pipeline.releases.retrying import again_where, follow_where
 
 __all__ = [
     "CHANGED",
@@ -213,8 +213,8 @@ def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Towe
     reasons = pc.case_when(cases, RETRIED, RECIPE, CHANGED, NEW)
     near = mine.filter(pc.is_in(parent["path"], value_set=missing["path"]).take(mine))
     earlier = parent.select([*_PLACE, "unit", "code", "purged"]).take(near)
-    # The address says of itself whether tower and recipe are those of tonight.
-    usable = earlier.filter(pc.equal(tower.addresses(earlier["unit"]), earlier["code"]))
+    # The address says of itself whether tower and recipe are those of tonight, also that of a retried unit.
+    usable = earlier.filter(follow_where(tower.addresses(earlier["unit"]), earlier["code"], tower.retries))
     found = pc.index_in(_place(missing), value_set=_place(usable))
     return pa.table([*missing.columns, reasons, code_files(usable).take(found)], schema=WORK)
 
