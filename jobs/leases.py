@@ -61,7 +61,8 @@ def whole_store(log: Log, config: Config) -> Iterator[StoreLease]:
     leases = StoreLease()
     with contextlib.ExitStack() as stack:
         for channel in _logs(log):
-            lease = channel.acquire(owner, seconds, is_gone=is_gone, single_writer=config.store.single_writer)
+            single = config.store.single_writer
+            lease = channel.acquire(owner, seconds, is_gone=is_gone, single_writer=single, cleaning=True)
             if lease is None:
                 newest = channel.newest()
                 leases.locked_by = f"{channel.channel}: {newest.holder if newest else 'another run'}"

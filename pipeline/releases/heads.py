@@ -136,6 +136,7 @@ class Log:
         *,
         is_gone: Callable[[str], bool] = lambda holder: False,
         single_writer: bool = False,
+        cleaning: bool = False,
     ) -> Lease | None:
         """Take the lease of the channel; None while another holds it, or while files are being removed.
 
@@ -145,6 +146,7 @@ class Log:
             is_gone: tells of a holder's name whether that process is known to be dead.
             single_writer: the caller vouches that no other run writes to this store, ever; then the storage
                 need not be able to create a file only if it is absent.
+            cleaning: it is the caller who removes files.
         Raises:
             OSError: the storage cannot create a file only if it is absent.
         """
@@ -155,15 +157,19 @@ class Log:
                 " set store.single_writer=true if never more than one run writes to it"
             )
 
+        fence = 0
+
         def take(tip: Entry | None, now: float) -> dict[str, Any] | None:
+            nonlocal fence
             if tip is not None and tip.is_held(now) and not is_gone(tip.holder):
                 return None
+            fence = tip.fence if tip else 0
             seq = tip.seq + 1 if tip else 1
             return {"fence": seq, "holder": owner, "expires": now + ttl}
 
         lease = _lease(self._append("acquire", owner, change=take))
-        if lease is not None and lease.fence == 1 and self._is_cleaned(is_gone):
-            # Whoever removes files holds the lease of every channel that it saw; this one is newer.
+        if lease is not None and not (fence or cleaning) and self._is_cleaned(is_gone):
+            # Whoever removes files holds the lease of every channel that it saw; this one may be newer.
             self.release(lease)
             return None
         return lease

@@ -172,8 +172,14 @@ def test_no_new_channel_takes_a_lease_while_files_are_removed(log: Log) -> None:
     assert trial.acquire("night", 60) is None
     assert trial.acquire("night", 60, is_gone=lambda holder: holder == "operator") is not None
     assert log.acquire("night", 60) is not None  # a known channel is kept by its own lease
+    pointed = Log(log.storage, "pointed", clock=log._clock)
+    pointed.promote(make_release(log.storage, 1), "operator")  # known to nobody who looked before
+    assert pointed.acquire("night", 60) is None
+    assert (
+        pointed.acquire("operator", 60, cleaning=True) is not None
+    )  # whoever removes files takes every lease
     upkeep.release(lease)
-    assert channels(log.storage) == ["main", "trial"]
+    assert channels(log.storage) == ["main", "pointed", "trial"]
 
 
 def test_a_missing_release_is_neither_published_nor_rolled_back_to(log: Log) -> None:
