@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grace-hours", type=float, default=hours, metavar="H", help=f"gc: younger files stay ({hours:g})"
     )
     parser.add_argument("--purge", action="store_true", help="gc: also what is left of forgotten keys")
+    parser.add_argument(
+        "--accept-new-length", action="store_true", help="promote: codes of another length than the channel's"
+    )
     parser.add_argument("--keys-from", metavar="FILE", help="forget: a file with one key per line")
 
 

@@ -44,6 +44,7 @@ def promote(request: Request) -> Result:
         raise ValueError(f"promote takes another channel than {name!r}, into which it promotes")
     if digest is None:
         raise ManifestError(f"{other.storage.where()}: nothing is published in channel {name!r}")
+    _check_length(request, digest, before)
     if not request.dry_run:
         request.log.promote(digest, process_name())
     verb = "would be" if request.dry_run else "is"
@@ -92,6 +93,21 @@ def retry_rejects(request: Request) -> Result:
     return Result(counts={"units_retried": len(chosen), "rows_rejected": rows})
 
 
+def _check_length(request: Request, digest: str, before: str | None) -> None:
+    """Check that a channel keeps the length of its codes, unless it is meant to change."""
+    storage = request.log.storage
+    new = read_release(storage, digest).recipe.code_length
+    try:
+        old = new if before is None else read_release(storage, before).recipe.code_length
+    except ManifestError:
+        return  # what is current is damaged: there are no readers of it to confuse
+    if new != old and not request.args.accept_new_length:
+        raise ValueError(
+            f"release {digest} has codes of {new} bits, channel {request.log.channel!r} of {old}: readers"
+            " would ask with codes that do not fit; have them ready for both, then pass --accept-new-length"
+        )
+
+
 def _before(log: Log) -> str:
     """Return the newest release before the current one that the store still has."""
     for digest in itertools.islice(log.releases(), 1, None):
@@ -119,6 +135,8 @@ def _reasons(request: Request, address: str) -> list[str]:
 def _read_keys(path: str | None) -> Iterator[str]:
     if path is not None:
         try:
-            yield from (line for line in Path(path).read_text(encoding="utf-8").splitlines() if line)
+            # Not splitlines: what it takes for the end of a line may stand in a key.
+            lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
+            yield from (key for line in lines if (key := line.removesuffix("\r")))
         except FileNotFoundError:
             raise ValueError(f"--keys-from: no file at {path}") from None

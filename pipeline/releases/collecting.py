@@ -24,6 +24,7 @@ from pipeline.releases.addresses import (
     release_path,
     table_path,
 )
+from pipeline.releases.forgetting import FORGOTTEN
 from pipeline.releases.heads import FORGOTTEN_LOG, Log, channels
 from pipeline.releases.manifest import SCHEMAS, ReleaseManifest, read_release, read_table
 from pipeline.releases.retrying import RETRIES, chain, read_note
@@ -37,6 +38,9 @@ FOLDERS = ("releases", HINTS, "tables", "parts", "codes", "rejects", "quantisers
 """What is swept, in this order; nothing outside of these folders is ever removed."""
 PATIENCE = 14 * 86400.0
 """Seconds for which a model waits for its first release, and a channel for its next night."""
+
+SETTLING = 3600.0
+"""Seconds for which a list of forgotten keys stays that no log names: one may be about to."""
 
 _THREADS = 16
 
@@ -102,11 +106,12 @@ def unneeded(storage: Storage, marked: Marked, *, older_than: float, now: float)
         name = _whole(file.path)
         youngest[name] = max(file.modified, youngest.get(name, 0.0))
     limits = {"models": min(older_than, now - PATIENCE)}
-    return [
+    old = (
         file
         for file in found
         if youngest[_whole(file.path)] < limits.get(file.path.split("/")[0], older_than)
-    ]
+    )
+    return [file for file in old if file.modified < now - SETTLING or not _lists_forgotten(storage, file)]
 
 
 def sweep(storage: Storage, files: Sequence[SourceFile], *, undisturbed: Callable[[], bool]) -> int:
@@ -144,6 +149,16 @@ def _forgotten(storage: Storage) -> Iterator[str]:
     newest = Log(storage, FORGOTTEN_LOG).newest()
     if newest is not None and newest.forgotten is not None:
         yield table_path(newest.forgotten)
+
+
+def _lists_forgotten(storage: Storage, file: SourceFile) -> bool:
+    """Tell whether a file is a list of forgotten keys, which may stay for a while: it names none of them."""
+    if not file.path.startswith("tables/"):
+        return False
+    try:
+        return pq.read_schema(pa.BufferReader(storage.read(file.path))).equals(FORGOTTEN)
+    except (FileNotFoundError, pa.ArrowException):
+        return False
 
 
 def _unpublished(storage: Storage, since: float) -> Iterator[str]:

@@ -1,11 +1,14 @@
 """A forgotten key: hidden at once, left out of what is made from then on, and purged from what stands."""
 
+import math
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.releases.collecting import SETTLING, kept_releases, mark, sweep, unneeded
 from pipeline.releases.forgetting import forgotten_keys
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import read_release, read_table
@@ -142,6 +145,38 @@ def test_every_channel_is_purged_and_a_key_of_none_costs_nothing(
     assert named(world.store, "k29") == set()
     for channel in ("main", "trial"):
         assert verify(world.store, world.current(channel) or "").faults == ()
+
+
+def test_a_key_that_is_forgotten_while_files_are_removed_stays_forgotten(
+    two_nights: World,
+    tmp_path: Path,
+) -> None:
+    """Its list is younger than the look at the log, and older than the look for what nobody needs."""
+    world = copy_world(two_nights, tmp_path / "world")
+    call(world, "releases", "forget", "k1002")
+    now = time.time()
+    marked = mark(world.store, kept_releases(world.store, keep=1), noted_since=math.inf)
+    call(world, "releases", "forget", "k1003")
+    sweep(
+        world.store,
+        unneeded(world.store, marked, older_than=math.inf, now=now),
+        undisturbed=lambda: True,
+    )
+    assert "k1003" in forgotten_keys(Log(world.store))
+    later = now + 2 * SETTLING
+    left = unneeded(world.store, marked, older_than=math.inf, now=later)
+    assert any(file.path.startswith("tables/") for file in left)  # the list before goes in the end
+
+
+def test_a_key_may_hold_any_character_but_the_end_of_a_line(two_nights: World, tmp_path: Path) -> None:
+    world = copy_world(two_nights, tmp_path / "world")
+    keys = ["a\u2028b", "c\x0cd", "e f "]
+    lines = "\ufeff" + "\r\n".join(keys) + "\n"  # as an editor of Windows writes it
+    (tmp_path / "keys.txt").write_bytes(lines.encode())
+    counts = call(world, "releases", "forget", "--keys-from", str(tmp_path / "keys.txt"))[1]["counts"]
+    assert counts["keys_forgotten"] == len(keys)
+    hidden = forgotten_keys(Log(world.store))
+    assert all(key in hidden for key in keys)
 
 
 def test_keys_come_from_a_file_too_and_nothing_is_no_key(

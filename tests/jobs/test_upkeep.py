@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmh_models.artefact import artefact_digest
+from cmh_models.artefact import artefact_digest, save_pretrained
 from jobs.notes import NOTES, write_notes
 from pipeline.encoding.encoder import encode_side
 from pipeline.encoding.units import find_codes
@@ -92,6 +92,23 @@ def test_a_channel_is_promoted_in_one_entry(world: World) -> None:
     assert (len(history), history[-1].kind, history[-1].release) == (before + 1, "publish", first)
     assert call(world, "releases", "promote", "nothing")[0] == 1
     assert call(world, "releases", "promote", "main")[0] == 2
+
+
+def test_codes_of_another_length_are_promoted_knowingly_or_not_at_all(world: World) -> None:
+    before = world.current()
+    save_pretrained(tiny_method(code_length=24), world.folder / "longer", card={})
+    longer = (f"encode.model={world.folder / 'longer'}", "store.channel=longer")
+    release = call(world, "nightly", settings=longer)[1]["outputs"]["release"]
+    code, result = call(world, "releases", "promote", "longer")
+    assert (code, world.current()) == (2, before)
+    assert "codes of 24 bits" in result["error"]
+    assert "--accept-new-length" in result["error"]
+    assert call(world, "releases", "promote", "longer", "--accept-new-length")[0] == 0
+    assert world.current() == release
+    code, result = call(world, "nightly")
+    assert (code, "holds codes of 24 bits" in result["error"]) == (2, True)
+    assert call(world, "releases", "rollback")[0] == 0  # a way back is never closed
+    assert world.current() == before
 
 
 def needed(store: Storage, digests: set[str]) -> set[str]:
