@@ -31,7 +31,7 @@ from typing import Any
 from cmh_models import METHODS
 from jobs.cell_baselines import BASELINES
 from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, run_cell, write_atomically
+from jobs.cells import Asked, Cell, is_done, run_cell, write_atomically
 from jobs.code_version import code_commit
 from jobs.command import Result
 from jobs.config import Config
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-code", action="store_true", help="take cells as they stand though the code has changed since"
     )
+    parser.add_argument("--only-done", action="store_true", help="train nothing, show what is done")
     parser.add_argument("--readme", metavar="FILE", type=Path, help="put the table between its markers")
 
 
@@ -86,7 +87,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         asked = Asked(
             args.data, args.out.resolve(), args.recipes, tuple(args.set), fold, cached, args.any_code
         )
-        for record in run_cells(cells, asked, processes=args.processes):
+        left = [cell for cell in cells if not args.only_done or is_done(cell, asked)]
+        for record in run_cells(left, asked, processes=args.processes):
             log.info("%s", _line(record))
             records.append(record)
     outputs = {} if args.validation else write_page(records, args)

@@ -21,6 +21,7 @@ from jobs.cell_baselines import BASELINES, judge_baseline
 from jobs.cell_data import DataSet, open_view, sibling_groups
 from jobs.code_version import code_commit, code_version, files_version
 from jobs.config import Config, load_config
+from jobs.pretrained import start_from_pretrained
 from jobs.sets import EncodedSet, check_sets, encode_sets
 from jobs.source import source_uri
 from jobs.training_run import plan_run
@@ -111,6 +112,12 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
     return record
 
 
+def is_done(cell: Cell, asked: Asked) -> bool:
+    """Tell whether a cell's record stands."""
+    identity, key = cell_keys(cell, cell_config(cell, asked), asked)
+    return _known(cell, asked, identity=identity, key=key) is not None
+
+
 def judge_cell(cell: Cell, config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
     """Train a cell's method or fit its baseline, and judge it under both codings."""
     if cell.method in BASELINES:
@@ -194,6 +201,7 @@ def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
     check_sets(source_uri(config), config)
     plan = plan_run(config)
     method = plan.build()
+    start_from_pretrained(method)
     engine = LocalEngine(method, plan.train, device=local_device(gpu=config.resources.gpu))
     reader = PieceReader(plan.filesystem, plan.recipe, plan.listing.classes)
     feed = Feed(

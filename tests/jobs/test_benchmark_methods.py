@@ -90,6 +90,8 @@ def test_a_call_that_is_repeated_trains_nothing_again(run: Run) -> None:
     again = run(*arguments)
     assert again[1]["metrics"] == line["metrics"]
     assert {file: file.stat().st_mtime_ns for file in cells} == cells
+    more = run(*arguments, "--seeds", "1", "2", "3", "--only-done")
+    assert more[1]["counts"] == {"cells": 4} and more[1]["metrics"] == line["metrics"]
     run(*arguments, "--set", "train.epochs=1")  # another recipe: other cells beside them
     assert len(list((page.parent / "cells").glob("*.json"))) > 4
 
