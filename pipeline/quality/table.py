@@ -91,14 +91,23 @@ def _below_published(rows: Sequence[Row]) -> list[str]:
     told = []
     for method, paper in WIKI_RIVALS.items():
         for way, published in (("i2t", WIKI_I2T), ("t2i", WIKI_T2I)):
-            for bits, theirs in zip(BITS, published[paper], strict=True):
-                row = find(rows, "wiki", method, bits)
-                if row is not None and (own := row[JOINT][f"map50_{way}"]["stable"]) < theirs:
-                    told.append(
-                        f"{METHODS[method]} on wiki at {bits} bits, joint code, {way.upper()} mAP@50: "
-                        f"{digits(own)}, below the {digits(theirs)} published for {paper}"
-                    )
+            found = [find(rows, "wiki", method, bits) for bits in BITS]
+            below = [
+                (bits, own, theirs)
+                for row, bits, theirs in zip(found, BITS, published[paper], strict=True)
+                if row is not None and (own := row[JOINT][f"map50_{way}"]["stable"]) < theirs
+            ]
+            if below:
+                lengths, own, theirs = (", ".join(map(_shown, values)) for values in zip(*below, strict=True))
+                told.append(
+                    f"{METHODS[method]} on wiki at {lengths} bits, joint code, {way.upper()} mAP@50: {own}; "
+                    f"below the {theirs} published for {paper}"
+                )
     return told
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else digits(value)
 
 
 def _losses(name: str, row: Row, other: Row | None, baseline: str) -> list[str]:
@@ -119,7 +128,7 @@ def _below_bar(name: str, row: Row) -> list[str]:
     return [
         f"{name}, {way.upper()}: {digits(own)}, below the bar of {digits(least)} set before measuring"
         for way, least in zip(("i2t", "t2i"), bar, strict=True)
-        if (own := row[OWN][f"map_{way}"]["mean"]) < least
+        if round(own := row[OWN][f"map_{way}"]["mean"], 3) < least
     ]
 
 

@@ -64,7 +64,7 @@ def test_a_method_below_a_baseline_its_bar_or_a_published_row_is_named() -> None
     assert "JDSH on cub600, T2I: .300, below the bar of .640 set before measuring" in told
     assert "DSCMH (reconstruction) on cub600, I2T: .850, below ridge on label codes (.900)" in told
     assert not any("JDSH on cub600" in note and "ridge" in note for note in told)  # JDSH sees no labels
-    assert "JDSH on wiki at 32 bits, joint code, T2I mAP@50: .550, below the .635 published for DJSRH" in told
+    assert "JDSH on wiki at 32 bits, joint code, T2I mAP@50: .550; below the .635 published for DJSRH" in told
     assert not any("I2T mAP@50" in note for note in told)
 
 
