@@ -30,7 +30,7 @@ class GateConfig(BaseModel):
     max_balance: float = Field(default=0.95, ge=0, le=1)  # mean over bits of |mean of the bit in {-1, +1}|
     max_dead_bits: float = Field(default=0.5, ge=0, le=1)  # share of the bits that are equal in all rows
     max_collisions: float = Field(default=0.999, ge=0, le=1)  # share of rows whose code another row has
-    reused_units: int = Field(default=2, ge=0)  # units per side of whose reused rows some are encoded again
+    reused_units: int = Field(default=2, ge=0)  # per side, whole and changed ones: rows encoded again
     max_flips: int = Field(default=0, ge=0)  # bits of those that may differ
     max_row_drop: float = Field(default=0.2, ge=0, le=1)  # share of a side's codes that may be gone
     canary: str | None = None  # labelled pairs, with a split of their own, that the model is judged on
@@ -155,7 +155,10 @@ def check_flips(side: str, flips: int, rows: int, limits: GateConfig) -> Check:
     words = f"{flips} bits differ in {rows} reused rows encoded again, {limits.max_flips} may"
     if verdict == "refused":
         words += "; another library or kind of machine gives other codes: run where the parent was made, or"
-        words += " fill a new channel, or raise gate.max_flips"
+        words += (
+            " fill a new channel, or raise gate.max_flips; where data.columns.updated is used, see whether"
+        )
+        words += " its tokens change with their rows"
     return Check(f"reused rows, {side}", verdict, words, float(flips))
 
 
