@@ -197,10 +197,14 @@ def _average(ranks, cuts, precisions):  # type: ignore[no-untyped-def]
     total, done = 0.0, 0
     for place in range(cuts.size):
         inside = np.searchsorted(ranks, cuts[place], side="right")
-        part = 0.0
-        for i in range(done, inside):
-            part += (i + 1) / ranks[i]
-        total, done = total + part, inside
+        part = np.zeros(8)  # sums side by side: one would wait for each of its additions
+        whole = done + (inside - done) // 8 * 8
+        for first in range(done, whole, 8):
+            for i in range(8):
+                part[i] += (first + i + 1) / ranks[first + i]
+        for i in range(whole, inside):
+            part[0] += (i + 1) / ranks[i]
+        total, done = total + part.sum(), inside
         precisions[place] = total / max(done, 1)
 
 
