@@ -3,7 +3,7 @@
     config.json          format, settings of method and towers, sha256 of the weights
     model.safetensors    weights and buffers
     preprocessing.json   what each side's network expects
-    tokeniser.json       how texts become token ids, if they do
+    tokeniser.json       how texts become token ids, if they do; of a text backbone its whole tokeniser
     README.md            the card: metrics, protocol, data
 
 The digest covers all but the card, so that a measured figure never changes a model's name.
@@ -77,7 +77,7 @@ def from_pretrained(folder: Path) -> HashMethod:
     found = file_sha256(weights)
     if found != config.get("weights"):
         raise ValueError(f"{weights} is damaged: sha256 {found}, config.json says {config.get('weights')}")
-    method = build_method(config.get("method", {}), config.get("towers", {}))
+    method = build_method(config.get("method", {}), _with_vocabulary(config.get("towers", {}), folder))
     try:
         method.load_state_dict(load_file(weights))
     except RuntimeError as error:
@@ -117,17 +117,26 @@ def _write(method: HashMethod, folder: Path, card: dict[str, Any]) -> None:
     config = {
         "format": FORMAT,
         "code_length": method.code_length,
-        **method.spec,
+        "method": method.spec["method"],
+        "towers": _without_vocabulary(method.spec["towers"]),
         "weights": file_sha256(folder / "model.safetensors"),
     }
     preprocessing = {
         side: {"image_size": network.image_size, **network.architecture()} for side, network in sides.items()
     }
-    tokeniser = {
-        "version": TOKENISER_VERSION,
-        "words": "runs of word characters of the NFKC form, case-folded",
-        "id": "1 + crc32(word) % word_buckets; pairs of neighbouring words after them; 0 is padding",
-    }
+    vocabulary = method.spec["towers"]["text"].get("vocabulary")
+    tokeniser = (
+        {
+            "text": json.loads(vocabulary),
+            "format": "tokenizer.json of the library tokenizers; token numbers count from 1, 0 is padding",
+        }
+        if vocabulary is not None
+        else {
+            "version": TOKENISER_VERSION,
+            "words": "runs of word characters of the NFKC form, case-folded",
+            "id": "1 + crc32(word) % word_buckets; pairs of neighbouring words after them; 0 is padding",
+        }
+    )
     for name, value in (
         ("config.json", config),
         ("preprocessing.json", preprocessing),
@@ -136,6 +145,23 @@ def _write(method: HashMethod, folder: Path, card: dict[str, Any]) -> None:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(method, card), encoding="utf-8")
+
+
+def _without_vocabulary(towers: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of towers without the tokeniser, which has a file of its own."""
+    text = towers["text"]
+    return towers | {"text": text | {"vocabulary": None}} if "vocabulary" in text else towers
+
+
+def _with_vocabulary(towers: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the settings of towers with the tokeniser of an artefact in them."""
+    text = towers.get("text", {})
+    if "vocabulary" not in text:
+        return towers
+    kept = _read_json(folder, "tokeniser.json")
+    if not isinstance(kept, dict) or "text" not in kept:
+        raise ValueError(f"{folder}/tokeniser.json holds no tokeniser of texts, config.json wants one")
+    return towers | {"text": text | {"vocabulary": json.dumps(kept["text"])}}
 
 
 def _single(tensor: Tensor) -> Tensor:

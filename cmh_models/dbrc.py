@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmh_models.atanh import AdaptiveTanh, AtanhConfig
+from cmh_models.described import two_layers
 from cmh_models.method import (
     SIDES,
     Batch,
@@ -40,7 +41,6 @@ from cmh_models.towers import (
     build_tower,
     description_sums,
     fixed,
-    two_layers,
     update_descriptions,
 )
 

@@ -1,19 +1,29 @@
 """The network of one side of HSIDHN: levels of a tower, their interaction, and the codes made of them."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from cmh_models.backbones import Backbone
 from cmh_models.dropout import row_keys
 from cmh_models.interaction import build_interaction
-from cmh_models.levels import LevelsConfig, MapLevels, PyramidLevels, VectorLevels, Vectors
+from cmh_models.levels import (
+    BackboneLevels,
+    LevelsConfig,
+    MapLevels,
+    PyramidLevels,
+    VectorLevels,
+    Vectors,
+)
 from cmh_models.method import Side, SideNetwork
 from cmh_models.statistics import Standardiser
 from cmh_models.towers import BagOfWords, ConvolutionalPixels, Described, build_tower
 
-Levels = MapLevels | PyramidLevels | VectorLevels
+Levels = BackboneLevels | MapLevels | PyramidLevels | VectorLevels
 
 
 class LevelNetwork(SideNetwork):
@@ -67,12 +77,21 @@ class LevelNetwork(SideNetwork):
         made: tuple[Tensor, Tensor] = self.heads(self.interaction(levels))
         return made
 
+    def checkpoint_activations(self) -> None:
+        if isinstance(self.levels, BackboneLevels):
+            self.tower.checkpoint_activations()
+        else:
+            self.__dict__["codes"] = partial(checkpoint, self.codes, use_reentrant=False)
+
     def architecture(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"image_vectors", "text_vectors"})
         return self.tower.architecture() | {"levels": settings | {"vectors": self.vectors}}
 
-    def _prepared(self, inputs: Tensor, described: Tensor | None) -> Tensor:
-        """Return what the levels start from: pixels, the first layer of a bag of words, or a vector."""
+    def _prepared(self, inputs: Tensor, described: Tensor | None) -> Any:
+        """Return what the levels start from: pixels, the first layer of a bag of words, or a vector; of a
+        backbone what its layers make, in a list."""
+        if isinstance(self.levels, BackboneLevels) and isinstance(self.tower, Backbone):
+            return self.tower.levels(inputs, self.levels.count)
         dtype = next(self.levels.parameters()).dtype
         if isinstance(self.levels, MapLevels):
             return (inputs.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2)
@@ -114,6 +133,9 @@ class JoinedHead(nn.Module):
 def _take_over(tower: Described, vectors: Vectors, config: LevelsConfig) -> Levels:
     """Build the levels on a tower and take off what they replace of it."""
     settings: Any = tower.settings
+    if isinstance(tower, Backbone) and tower.trained:
+        del tower.head, tower.norm
+        return BackboneLevels(tower.level_widths(config.depth), config, maps=tower.maps)
     if isinstance(tower, ConvolutionalPixels):
         maps = MapLevels(tower.stages, settings.channels, config)
         del tower.stages, tower.head

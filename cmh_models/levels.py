@@ -146,6 +146,23 @@ class ResidualMaps(nn.Module):
         return torch.relu(maps + self.gain * self.body(maps))
 
 
+class BackboneLevels(nn.Module):
+    """Layers of a network from elsewhere, each as it is: such a network has residual paths of its own."""
+
+    def __init__(self, widths: list[int], config: LevelsConfig, *, maps: bool) -> None:
+        """`widths` are the features, or channels, of each level; `maps` says what levels are."""
+        super().__init__()
+        used = widths if config.use == "all" else widths[-1:]
+        kind = MapScales if maps else VectorScales
+        self.count = len(used)
+        self.scales = nn.ModuleList(kind(each, config) for each in used)
+
+    def forward(self, values: list[Tensor], keys: Tensor | None) -> Tensor:
+        """Return (B, n, d) of n levels, the deepest last."""
+        dtype = next(self.parameters()).dtype
+        return _scaled(self.scales, [value.to(dtype) for value in values])
+
+
 class PyramidLevels(nn.Module):
     """The text network of HSIDHN's lab (SCAHN, SAALDH): means over windows, blocks over the scales.
 

@@ -7,11 +7,13 @@ communication in between, with gradients, so that 1 x B rows and N x B/N rows gi
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.codes import check_code_length
 
@@ -106,6 +108,10 @@ class SideNetwork(nn.Module):
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
         """Return (B, L) values; `described` saves computing the description again."""
         raise NotImplementedError
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep its inputs alone; what its layers make of them is computed again going back."""
+        self.__dict__["forward"] = partial(checkpoint, self.forward, use_reentrant=False)
 
     def architecture(self) -> dict[str, Any]:
         """Return all that its output depends on besides inputs and weights, as plain JSON values."""

@@ -1,7 +1,8 @@
-"""Image and text towers: side networks that need no download, and the settings that choose them.
+"""Image and text towers, and the settings that choose them.
 
 Every tower has a fixed description of its inputs, standardised by running moments, and a trained part.
-`descriptor` and `features` feed the one to the other; `cnn` and `bag` train on the inputs themselves.
+`descriptor` and `features` feed the one to the other; `cnn` and `bag` train on the inputs themselves. None of
+these needs a download. `transformers` and `timm` are networks from elsewhere: cmh_models.backbones.
 """
 
 from collections.abc import Iterator
@@ -10,41 +11,39 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cmh_models import descriptor, words
-from cmh_models.dropout import RowDropout, row_keys
-from cmh_models.method import HashMethod, HashOutput, Side, SideNetwork
-from cmh_models.statistics import Scaling, Standardiser, named, under
+from cmh_models.backbones import (
+    TimmPixels,
+    TimmTower,
+    TransformersImageTower,
+    TransformersPixels,
+    TransformersTexts,
+    TransformersTextTower,
+)
+from cmh_models.described import Described, Head, Settings, TowerSettings, pixels
+from cmh_models.dropout import RowDropout
+from cmh_models.method import HashMethod, HashOutput, Side
+from cmh_models.statistics import Scaling, named, under
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _TowerSettings(_Settings):
-    hidden: int = Field(default=512, ge=1, description="width of the hidden layer")
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of hidden values dropped while training; drawn by row"
-    )
-
-
-class DescriptorTower(_TowerSettings):
+class DescriptorTower(TowerSettings):
     name: Literal["descriptor"] = "descriptor"
     image_size: int = Field(default=64, ge=8, description="side of the square picture, in pixels")
     scaling: Scaling = "zscore"
 
 
-class CnnTower(_TowerSettings):
+class CnnTower(TowerSettings):
     name: Literal["cnn"] = "cnn"
     image_size: int = Field(default=64, ge=16, description="side of the square picture, in pixels")
     channels: tuple[int, ...] = (32, 64, 128, 128)
     scaling: Scaling = "zscore"
 
 
-class BagTower(_TowerSettings):
+class BagTower(TowerSettings):
     name: Literal["bag"] = "bag"
     word_buckets: int = Field(default=1024, ge=1)
     pair_buckets: int = Field(default=4096, ge=0)
@@ -52,7 +51,7 @@ class BagTower(_TowerSettings):
     scaling: Scaling = "idf"
 
 
-class FeaturesTower(_TowerSettings):
+class FeaturesTower(TowerSettings):
     name: Literal["features"] = "features"
     width: int | None = Field(
         default=None, ge=1, description="number of features; the training job fills it in"
@@ -60,47 +59,16 @@ class FeaturesTower(_TowerSettings):
     scaling: Scaling = "zscore"
 
 
-class TowersConfig(_Settings):
+class TowersConfig(Settings):
     """Which tower each side uses."""
 
-    image: Annotated[DescriptorTower | CnnTower | FeaturesTower, Field(discriminator="name")] = (
-        DescriptorTower()
+    image: Annotated[
+        DescriptorTower | CnnTower | FeaturesTower | TransformersImageTower | TimmTower,
+        Field(discriminator="name"),
+    ] = DescriptorTower()
+    text: Annotated[BagTower | FeaturesTower | TransformersTextTower, Field(discriminator="name")] = (
+        BagTower()
     )
-    text: Annotated[BagTower | FeaturesTower, Field(discriminator="name")] = BagTower()
-
-
-class Described(SideNetwork):
-    """A side network with a standardised fixed description of its inputs."""
-
-    def __init__(self, settings: _TowerSettings, *, width: int, scaling: Scaling, code_length: int) -> None:
-        super().__init__()
-        self.settings = settings
-        self.code_length = code_length
-        self.standardiser = Standardiser(width, scaling)
-
-    @property
-    def width(self) -> int:
-        """Number of features of the description."""
-        return self.standardiser.width
-
-    def standardise(self, described: Tensor) -> Tensor:
-        """Return the (B, D) description with each feature centred and scaled."""
-        standardised: Tensor = self.standardiser(described)
-        return standardised
-
-    def standardised(self, inputs: Tensor, described: Tensor | None) -> Tensor:
-        """Return the standardised description in the precision of the trained part."""
-        description = self.describe(inputs) if described is None else described
-        return self.standardise(description).to(next(self.parameters()).dtype)
-
-    def keys(self, inputs: Tensor) -> Tensor | None:
-        """Return the keys by which dropout draws for each row; None where nothing is dropped."""
-        return row_keys(inputs) if self.training and self.settings.dropout else None
-
-    def architecture(self) -> dict[str, Any]:
-        # A code does not depend on what was dropped while its weights were learnt.
-        settings = self.settings.model_dump(mode="json", exclude={"dropout"})
-        return {"tower": settings, "code_length": self.code_length}
 
 
 class DescribedPixels(Described):
@@ -221,20 +189,6 @@ class GivenFeatures(Described):
         return self.head(self.standardised(inputs, described), self.keys(inputs))
 
 
-class Head(nn.ModuleList):
-    """Linear, ReLU, linear, with dropout of the hidden values."""
-
-    def __init__(self, width: int, settings: _TowerSettings, code_length: int) -> None:
-        super().__init__(two_layers(width, settings.hidden, code_length))
-        self.drop = RowDropout(settings.dropout, place=0)
-
-    def forward(self, values: Tensor, keys: Tensor | None) -> Tensor:
-        """Return (B, L) of (B, D) values of rows with these keys."""
-        first, activation, last = self[0], self[1], self[2]
-        made: Tensor = last(self.drop(activation(first(values)), keys))
-        return made
-
-
 def build_tower(settings: BaseModel, side: Side, code_length: int) -> Described:
     """Build the network of a side from its settings."""
     if isinstance(settings, DescriptorTower):
@@ -245,26 +199,13 @@ def build_tower(settings: BaseModel, side: Side, code_length: int) -> Described:
         return BagOfWords(settings, code_length)
     if isinstance(settings, FeaturesTower):
         return GivenFeatures(settings, code_length, side)
+    if isinstance(settings, TransformersImageTower):
+        return TransformersPixels(settings, code_length)
+    if isinstance(settings, TransformersTextTower):
+        return TransformersTexts(settings, code_length)
+    if isinstance(settings, TimmTower):
+        return TimmPixels(settings, code_length)
     raise TypeError(f"towers.{side}: no tower has settings of type {type(settings).__name__}")
-
-
-def two_layers(width: int, hidden: int, code_length: int) -> nn.Sequential:
-    """Return linear, ReLU, linear."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, code_length))
-
-
-def pixels(values: Any, image_size: int | None) -> Tensor:
-    """Return (B, S, S, 3) uint8 pixels as a tensor.
-
-    Raises:
-        ValueError: another shape or type.
-    """
-    array = np.asarray(values)
-    if array.ndim != 4 or array.shape[1:] != (image_size, image_size, 3) or array.dtype != np.uint8:
-        raise ValueError(
-            f"pictures must be (rows, {image_size}, {image_size}, 3) uint8, got {array.shape} {array.dtype}"
-        )
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def description_sums(method: HashMethod, output: HashOutput) -> dict[str, Tensor]:

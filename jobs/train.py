@@ -24,6 +24,7 @@ from typing import Any
 from jobs.best import KeepBest, best_model
 from jobs.command import Result
 from jobs.config import Config
+from jobs.pretrained import start_from_pretrained
 from jobs.surroundings import journal, surroundings
 from jobs.trackers import check_trackers
 from jobs.training_run import TrainingRun, keep_model, plan_run
@@ -106,8 +107,11 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
     )
     try:
         with here.newest_checkpoint() as folder:
+            method = plan.build()
+            if folder is None:
+                start_from_pretrained(method)
             resumed = open_engine(
-                plan.build(),
+                method,
                 plan.train,
                 plan.deepspeed,
                 folder=folder,

@@ -16,6 +16,7 @@ from cmh_models.method import HashMethod, MethodConfig
 from cmh_models.towers import TowersConfig
 from jobs.config import Config
 from jobs.first_rows import check_first_rows
+from jobs.pretrained import fill_towers
 from jobs.source import source_uri
 from pipeline.corpus.dataset import PieceReader
 from pipeline.corpus.decode import InputRecipe
@@ -25,6 +26,7 @@ from pipeline.encoding.models import input_recipe
 from pipeline.learning.deepspeed_json import read_json
 from pipeline.learning.engine import deepspeed_values, local_device
 from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
+from pipeline.releases.addresses import digest_bytes
 from pipeline.releases.storage import Storage, list_source, source_root
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ class TrainingRun:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to be gone on from."""
         return {
-            **self.spec,
+            "method": self.spec["method"],
+            "towers": {side: _facts(tower) for side, tower in self.spec["towers"].items()},
             "run.seed": self.config.run.seed,
             "train.global_batch_size": self.train.global_batch_size,
             "train.optimiser": self.train.optimiser,
@@ -90,6 +93,8 @@ def plan_run(config: Config) -> TrainingRun:
         local_device(gpu=config.resources.gpu)
         if json:
             log.info("resources.workers is 0: plain torch in this process, the deepspeed section is not used")
+    if train.precision == "fp16" and not config.resources.gpu:
+        raise ValueError("train.precision fp16 needs resources.gpu=true: on CPUs use bf16 or fp32")
     storage = Storage(config.run.dir)
     if not config.run.resume and storage.list(config.run.name):
         raise ValueError(
@@ -122,7 +127,7 @@ def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage
         held_out = list_pairs(
             paths, filesystem, columns=config.data.columns, selection=selection, labels=True
         )
-    towers = fit_towers(config.section("towers", TowersConfig), listing)
+    towers = fit_towers(fill_towers(config.section("towers", TowersConfig)), listing)
     method = build_method(settings.model_dump(mode="json"), towers)
     refuse_batch_norm(method.train())
     recipe = input_recipe(method, config.data.columns, config.data.limits)
@@ -197,6 +202,12 @@ def keep_model(method: HashMethod, run: TrainingRun, metrics: dict[str, float], 
         made.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     return digest
+
+
+def _facts(tower: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a tower with its tokeniser, which may be megabytes, by a digest."""
+    vocabulary = tower.get("vocabulary")
+    return tower if vocabulary is None else tower | {"vocabulary": digest_bytes(vocabulary.encode())}
 
 
 def _parent(target: Path | None) -> Path | None:

@@ -12,11 +12,12 @@ from pipeline.corpus.schema import SIDES, Side
 
 
 def untrained(method: HashMethod, seed: int) -> HashMethod:
-    """Return the same networks with fresh weights; moments of the data (buffers) stay those of the model."""
+    """Return the same networks with fresh weights; moments of the data and what is not trained stay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_method(method.spec["method"], method.spec["towers"])
-    fresh.load_state_dict(dict(method.named_buffers()), strict=False)
+    frozen = {name: weight for name, weight in method.named_parameters() if not weight.requires_grad}
+    fresh.load_state_dict(dict(method.named_buffers()) | frozen, strict=False)
     return fresh.eval()
 
 

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-PRECISIONS = ("bf16", "fp16")
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = tuple(AUTOCAST)
 
 
 def read_json(section: dict[str, Any] | str) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def complete_json(
     Args:
         given: the JSON as the user wrote it.
         ours: top-level keys that our config owns (batch sizes, clipping), with their values.
-        precision: "fp32" or "bf16"; bf16 is autocast over fp32 weights, so that statistics stay fp32.
+        precision: "fp32", "bf16" or "fp16"; the halves are autocast over fp32 weights: statistics stay fp32.
         optimiser: `type` and the `params` that our config owns; the JSON may repeat them, no more.
     Returns:
         What `deepspeed.initialize` takes, beside a ready torch optimiser.
@@ -57,8 +58,10 @@ def complete_json(
     # We hand over a torch.optim optimiser: DeepSpeed's own would need a compiler at start.
     values.setdefault("zero_allow_untested_optimizer", True)
     values.setdefault("steps_per_print", 2**31)
-    if precision == "bf16":
-        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"} | values.get("torch_autocast", {})
+    if precision in AUTOCAST:
+        values["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST[precision]} | values.get(
+            "torch_autocast", {}
+        )
     return values
 
 

@@ -57,11 +57,12 @@ def test_a_contradiction_is_refused_by_name(given: dict[str, Any], message: str)
         deepspeed_values(CONFIG, given, 2)
 
 
-def test_bf16_is_autocast_and_may_not_be_switched_off_in_the_json() -> None:
-    config = CONFIG.model_copy(update={"precision": "bf16"})
-    assert deepspeed_values(config, {"bf16": {"enabled": True}}, 2)["torch_autocast"]["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match=r"bf16\.enabled is false but train\.precision is bf16"):
-        deepspeed_values(config, {"bf16": {"enabled": False}}, 2)
+@pytest.mark.parametrize(("half", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_half_is_autocast_and_may_not_be_switched_off_in_the_json(half: str, dtype: str) -> None:
+    config = CONFIG.model_copy(update={"precision": half})
+    assert deepspeed_values(config, {half: {"enabled": True}}, 2)["torch_autocast"]["dtype"] == dtype
+    with pytest.raises(ValueError, match=rf"{half}\.enabled is false but train\.precision is {half}"):
+        deepspeed_values(config, {half: {"enabled": False}}, 2)
 
 
 def test_a_global_batch_that_the_ranks_do_not_divide_names_the_nearest_that_fits() -> None:

@@ -74,3 +74,16 @@ def test_every_optimiser_decays_weights_when_asked_to(optimiser: str) -> None:
 def test_a_method_without_trainable_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="no trainable weights"):
         LocalEngine(Small().requires_grad_(False), CONFIG)
+
+
+def test_checkpointed_activations_change_no_step() -> None:
+    config = EngineConfig(global_batch_size=32)
+    plain = steps(config).state_dict()
+    sparing = steps(config.model_copy(update={"activation_checkpointing": True})).state_dict()
+    for name, weight in plain.items():
+        assert torch.equal(sparing[name], weight), name
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU \(resources.gpu=true\); CPUs take bf16 or fp32"):
+        LocalEngine(Small(), EngineConfig(precision="fp16"))

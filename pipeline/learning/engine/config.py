@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from cmh_models.method import Batch, HashMethod, HashOutput, Progress
+from cmh_models.method import SIDES, Batch, HashMethod, HashOutput, Progress
 from pipeline.learning.deepspeed_json import complete_json
 from pipeline.learning.gather import world_size
 
@@ -32,7 +32,26 @@ class EngineConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0)  # largest norm of the gradient; None leaves it alone
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 weights
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # autocast over fp32 weights; fp16: GPUs only
+    activation_checkpointing: bool = False  # keep what goes into layers, compute the rest again going back
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """What the networks compute in where that is not single precision."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+    def prepare(self, method: HashMethod, device: torch.device) -> HashMethod:
+        """Return the method as a step of these settings wants it, on its device.
+
+        Raises:
+            ValueError: the device does not compute in the precision that is asked for.
+        """
+        if self.precision == "fp16" and device.type == "cpu":
+            raise ValueError("train.precision fp16 needs a GPU (resources.gpu=true); CPUs take bf16 or fp32")
+        if self.activation_checkpointing:
+            for side in SIDES:
+                getattr(method, side).checkpoint_activations()
+        return method.to(device)
 
     def make_optimiser(self, method: HashMethod) -> torch.optim.Optimizer:
         """Return the optimiser of a method's trainable weights."""

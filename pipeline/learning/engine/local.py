@@ -18,12 +18,15 @@ class LocalEngine:
 
     def __init__(self, method: HashMethod, config: EngineConfig, *, device: str = "cpu") -> None:
         self.device = torch.device(device)
-        self.method = method.to(self.device)
+        self.method = config.prepare(method, self.device)
         self._config = config
         self._optimiser = config.make_optimiser(method)
+        # Gradients of fp16 would vanish: they are scaled up, and down again before the weights move.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+        half = self._config.half
+        with torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None):
             return widened(self.method(batch, progress))
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
@@ -31,13 +34,15 @@ class LocalEngine:
         self.update(learning_rate)
 
     def accumulate(self, loss: Tensor) -> None:
-        loss.backward()
+        self._scaler.scale(loss).backward()
 
     def update(self, learning_rate: float) -> None:
         set_rate(self._optimiser, learning_rate)
+        self._scaler.unscale_(self._optimiser)
         if self._config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self._config.clip)
-        self._optimiser.step()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
         self._optimiser.zero_grad(set_to_none=True)
 
     def whole_weights(self) -> contextlib.AbstractContextManager[None]:

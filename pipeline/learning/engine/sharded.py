@@ -31,7 +31,7 @@ class DeepSpeedEngine:
         values = deepspeed_values(config, json)
         deepspeed = _import_deepspeed(self.device)
         self._engine, *_ = deepspeed.initialize(
-            model=method.to(self.device),
+            model=config.prepare(method, self.device),
             optimizer=config.make_optimiser(method),
             config=values,
             dist_init_required=False,
@@ -73,7 +73,8 @@ class DeepSpeedEngine:
         (folder / STATE).mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False)
         if rank() == 0:
-            buffers = {name: value.cpu() for name, value in self.method.named_buffers()}
+            kept = self.method.state_dict().keys()  # a network may have buffers that belong to no state
+            buffers = {name: value.cpu() for name, value in self.method.named_buffers() if name in kept}
             torch.save(buffers, folder / STATE / BUFFERS)
 
     def load(self, folder: Path) -> None:
