@@ -56,7 +56,8 @@ def _directions(values: Tensor) -> Tensor:
     dy = grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]
     magnitude = (dx * dx + dy * dy).sqrt_().round_()
     # The octant by three comparisons: several times faster than an arc tangent.
-    octant = ((dx > 0).byte() << 2) | ((dy > 0).byte() << 1) | (dx.abs_() > dy.abs_()).byte()
+    right, down = dx > 0, dy > 0
+    octant = _bits(right, down, dx.abs_() > dy.abs_())
     batch, height, width = magnitude.shape
     cell = _cell_of(height, CELLS, grey.device)[:, None] * CELLS + _cell_of(width, CELLS, grey.device)
     index = (cell * DIRECTIONS) + octant
@@ -66,10 +67,19 @@ def _directions(values: Tensor) -> Tensor:
     return (bins / (765 * pixels_of_a_cell)).sqrt()
 
 
+def _bits(high: Tensor, middle: Tensor, low: Tensor) -> Tensor:
+    """Return the number that three booleans spell."""
+    if torch.compiler.is_exporting():  # ONNX shifts no bytes
+        return 4 * high.long() + 2 * middle.long() + low.long()
+    return (high.byte() << 2) | (middle.byte() << 1) | low.byte()
+
+
 def _colour_shares(pixels: Tensor) -> Tensor:
     """Return the square-rooted shares of 64 colours, four levels of each channel."""
-    level = pixels >> 6
-    index = ((level[..., 0] << 4) | (level[..., 1] << 2) | level[..., 2]).reshape(len(pixels), -1).long()
+    level = pixels.long() // 64 if torch.compiler.is_exporting() else pixels >> 6
+    red, green, blue = level.unbind(-1)
+    joined = 16 * red + 4 * green + blue if torch.compiler.is_exporting() else red << 4 | green << 2 | blue
+    index = joined.reshape(len(pixels), -1).long()
     bins = torch.zeros(len(pixels), COLOURS, device=pixels.device)
     bins.scatter_add_(1, index, torch.ones_like(index, dtype=bins.dtype))
     return (bins / index.shape[1]).sqrt()

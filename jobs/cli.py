@@ -17,6 +17,7 @@ JOBS = {
     "evaluate": "judge a model: mAP in both directions, with baselines",
     "benchmark_methods": "the table of methods: each on every set, beside baselines",
     "search": "search a release by text, picture or code",
+    "export_codes": "write a release's codes for FAISS, usearch, Milvus, numpy or a benchmark",
     "releases": "look after the releases of a store: verify, roll back, explain, forget, gc",
     "status": "the age of the newest release, the last failure, the lease",
     "import_data": "write your own data as Parquet that the other jobs read",

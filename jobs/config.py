@@ -85,6 +85,7 @@ class EncodeConfig(Section):
     units_in_flight: int = Field(default=4096, ge=1)
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
     max_refused_units: int = Field(default=0, ge=0)
+    query_encoders: bool = True  # keep the towers beside the model as ONNX files too (extra `onnx`)
 
 
 class EvaluateConfig(Section):

@@ -87,6 +87,10 @@ class Night:
         """Put the model into the store, from where every encoder loads it, and what is known of it."""
         with artefact(self.config.require("encode.model"), self.store) as folder:
             keep_model(folder, self.store)
+            if self.config.encode.query_encoders:
+                from pipeline.encoding.query_encoders import keep_query_encoders  # torch
+
+                keep_query_encoders(folder, self.store)
         keep_facts(self.config, self.store, self.facts)
 
 

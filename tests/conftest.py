@@ -16,6 +16,8 @@ settings.load_profile("suite")
 
 # Several ranks on two cores: without this every process starts as many threads as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Writing them takes seconds of every first night; the tests that are about them ask for them.
+os.environ.setdefault("HASHFLEET_ENCODE__QUERY_ENCODERS", "false")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 
 

@@ -32,6 +32,7 @@ FENCES = {  # third party -> the files and rooms that may import it
     "deepspeed": {"pipeline.learning.engine"},
     "torch.distributed": {"pipeline.learning.engine", "pipeline.learning.gather"},
     "faiss": {"pipeline.search"},
+    "onnxruntime": {"pipeline.search"},
     "numba": {"pipeline.search", "pipeline.quality", "pipeline.corpus.resizing"},
 }
 

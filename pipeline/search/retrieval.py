@@ -30,6 +30,7 @@ from pipeline.releases.manifest import (
     read_release,
 )
 from pipeline.releases.storage import Storage
+from pipeline.search import scan
 from pipeline.search.approximate import search, within
 from pipeline.search.families import Effort
 from pipeline.search.opening import Opened, open_files
@@ -46,6 +47,7 @@ from pipeline.search.selection import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.search.encoders import QueryEncoder
     from pipeline.search.following import Following
 
 Direction = Literal["T2I", "I2T"]
@@ -95,6 +97,7 @@ class Release:
         self.manifest = manifest
         self.forgotten = forgotten
         self._opened = opened
+        self._encoders: dict[str, QueryEncoder] = {}
         self._parts = opened.parts
         self._hidden = {side: of_forgotten(parts, forgotten) for side, parts in opened.parts.items()}
         settings = {name: value for name, value in manifest.recipe.index.items() if name in _EFFORTS}
@@ -262,6 +265,47 @@ class Release:
             raise TypeError("keys must be a collection of strings, the keys of the source")
         names = list(dict.fromkeys(keys))
         return of_keys(self._parts[side], names, sample_ids(names)).without(self._hidden[side])
+
+    def visible(self, side: str) -> list[tuple[Part, np.ndarray]]:
+        """Return the parts of a side, and of each the rows that are not forgotten, ascending."""
+        pairs = zip(self._parts[side], self._hidden[side].rows, strict=True)
+        return [(part, np.delete(np.arange(part.rows), hidden)) for part, hidden in pairs]
+
+    def exact(self, codes: np.ndarray, k: int, side: str) -> Nearest:
+        """Find the k nearest codes of all that a side holds, whatever its index: rows of `visible` parts."""
+        self._check(codes, k, side=side)
+        parts = self._parts[side]
+        return nearest_without(parts, codes, k, hidden=self._hidden[side], ask=partial(scan.nearest, parts))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the (N, code_length / 8) packed codes of texts, for `search` in direction T2I.
+
+        By the release's own text tower, without torch (extra `query`).
+
+        Raises:
+            ValueError: a text is empty or too large, or the tower takes no texts.
+            ManifestError: the release carries no encoder.
+        """
+        return self.encoder("text").texts(texts)
+
+    def encode_image(self, *pictures: bytes) -> np.ndarray:
+        """Return the (N, code_length / 8) packed codes of pictures, for `search` in direction I2T.
+
+        Args:
+            pictures: the bytes of a file each: JPEG, PNG, WebP, GIF or BMP.
+        Raises:
+            ValueError: a picture cannot be decoded, or the tower takes no pictures.
+            ManifestError: the release carries no encoder.
+        """
+        return self.encoder("image").pictures(pictures)
+
+    def encoder(self, side: str) -> "QueryEncoder":
+        """Return the tower of a side, opened on its first use."""
+        if side not in self._encoders:
+            from pipeline.search.encoders import open_encoder  # Pillow and onnxruntime are an extra
+
+            self._encoders[side] = open_encoder(Storage(self.uri), self.recipe.model, side)
+        return self._encoders[side]
 
     def _side(self, direction: str) -> str:
         if direction not in DIRECTIONS:
