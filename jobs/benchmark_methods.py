@@ -119,7 +119,7 @@ def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[
     """Write the table as JSON, Markdown and SVG, and into the README if that is asked for."""
     table = summarise(records)
     bits = BITS if args.bits is None or BITS in args.bits else args.bits[0]
-    results = {"command": COMMAND, "commit": code_commit(), "bits": bits, "table": table}
+    results = {"command": _command(args), "commit": code_commit(), "bits": bits, "table": table}
     for note in notes(table, bits):
         log.info("%s", note)
     page, plot = results_page(results), results_plot(results)
@@ -130,6 +130,19 @@ def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[
         after = rest.partition(MARKERS[1])[2]
         write_atomically(args.readme, before + readme_block(results) + after)
     return {"page": str(args.out / "results.md")}
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the line that gives this table, wherever the data stands."""
+    every = [*METHODS, *BASELINES]
+    given = {
+        "sets": args.sets if args.sets != list(SETS) else None,
+        "methods": args.methods if sorted(args.methods) != sorted(every) else None,
+        "bits": args.bits,
+        "seeds": args.seeds,
+    }
+    flags = [f" --{name} {' '.join(map(str, values))}" for name, values in given.items() if values]
+    return COMMAND + "".join(flags)
 
 
 def _has_markers(readme: Path) -> bool:
