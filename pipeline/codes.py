@@ -6,7 +6,8 @@ A bit is ``value >= 0``; eight bits share a byte, the first bit in its most sign
 import numpy as np
 
 BIT_ORDER = "msb"
-PACKER_VERSION = 1
+PACKER_VERSION = 2
+"""Part of the address of every code file: goes up when codes or the content hashes beside them change."""
 _PACK_BLOCK = 1 << 16  # values, a multiple of 8
 
 

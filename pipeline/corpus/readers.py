@@ -69,7 +69,8 @@ def read_bytes(column: pa.ChunkedArray) -> list[Bytes | None]:
     """
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, "bytes")
-    return _views(_whole(column.cast(pa.large_binary())))
+    # Chunk by chunk: put together they would be copied.
+    return [value for chunk in column.cast(pa.large_binary()).chunks for value in _views(chunk)]
 
 
 def read_texts(column: pa.ChunkedArray) -> list[Bytes | None]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.codes import PACKER_VERSION
 from pipeline.corpus.decode import Reject
 from pipeline.corpus.schema import sample_id
 from pipeline.encoding.codefile import (
@@ -92,7 +93,7 @@ def test_a_code_file_says_what_it_is_of() -> None:
             "hashfleet.code_length": "16",
             "hashfleet.bit_order": "msb",
             "hashfleet.fingerprint": "tower",
-            "hashfleet.packer_version": "1",
+            "hashfleet.packer_version": str(PACKER_VERSION),
             "hashfleet.side": "text",
             "hashfleet.unit_token": "token",
             "hashfleet.input_recipe": "recipe",
