@@ -277,7 +277,13 @@ class _Encoder:
 
     def open(self, works: Sequence[UnitWork]) -> list[UnitWork]:
         """Read the footers of units."""
-        look = partial(open_unit, source=self.night.source, max_bytes=self.night.config.encode.chunk_bytes)
+        config = self.night.config  # decoded rows that go to a GPU cross the object store, a chunk at once
+        look = partial(
+            open_unit,
+            source=self.night.source,
+            max_bytes=config.encode.chunk_bytes,
+            join=not config.resources.gpu,
+        )
         with ThreadPoolExecutor(REQUESTS) as pool:
             return list(pool.map(look, works))
 

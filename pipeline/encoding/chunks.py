@@ -94,17 +94,20 @@ def join_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     """Return chunks of which each is up to `count` neighbours, still read one by one.
 
     A forward pass has a fixed number of rows, and of a unit whose codes mostly stand already a chunk alone
-    would fill it with few.
+    would fill it with few. Chunks cut out of one row group stay together, however many: one pass reads them.
     """
-    joined: list[Chunk] = []
-    for start in range(0, len(chunks), count):
-        pieces = tuple(chunks[start : start + count])
-        groups = sorted({group for piece in pieces for group in piece.row_groups})
-        whole = replace(
-            pieces[0], index=len(joined), stop=pieces[-1].stop, row_groups=tuple(groups), pieces=pieces
-        )
-        joined.append(whole)
-    return joined
+    runs: list[list[Chunk]] = []
+    for chunk in chunks:
+        cut_from_last = bool(runs) and chunk.offset > 0
+        if not cut_from_last and (not runs or len(runs[-1]) >= count):
+            runs.append([])
+        runs[-1].append(chunk)
+    return [_joined(index, run) for index, run in enumerate(runs)]
+
+
+def _joined(index: int, run: Sequence[Chunk]) -> Chunk:
+    groups = tuple(sorted({group for piece in run for group in piece.row_groups}))
+    return replace(run[0], index=index, stop=run[-1].stop, row_groups=groups, pieces=tuple(run))
 
 
 def _row_groups(metadata: pq.FileMetaData, image_size: int | None) -> Iterator[_RowGroup]:

@@ -4,7 +4,7 @@ Errors are data: a row that cannot be taken is a reject, a chunk that cannot be 
 raises. Nothing here knows how the work is distributed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import SIDES, ColumnMap, SchemaError, Side, resolve_columns
 from pipeline.encoding.chunks import Chunk
 from pipeline.encoding.codefile import EncodedSide
-from pipeline.encoding.reading import read_rows, read_some
+from pipeline.encoding.reading import RowReader
 from pipeline.encoding.reuse import EarlierCodes, ReusedRows
 from pipeline.releases.addresses import check_path
 from pipeline.releases.storage import SourceFile, Storage
@@ -38,11 +38,18 @@ class Source:
             ValueError: it is no Parquet, its path leads out of the source, or its size is not the one listed.
             OSError: it cannot be read.
         """
+        return pq.ParquetFile(self._open(unit))
+
+    def rows(self, unit: SourceFile) -> RowReader:
+        """Open a unit to read rows of it; raises as `open` does."""
+        return RowReader(self._open(unit), seeks=self.root.local(unit.path) is not None)
+
+    def _open(self, unit: SourceFile) -> pa.NativeFile:
         filesystem, root = self.root.filesystem()
         file = filesystem.open_input_file(f"{root}/{check_path(unit.path)}")
         if file.size() != unit.size:
             raise ValueError(f"changed after it was listed: {unit.size} bytes then, {file.size()} now")
-        return pq.ParquetFile(file)
+        return file
 
     def columns(self, schema: pa.Schema, path: str) -> ColumnMap:
         """Find the columns of a unit.
@@ -102,19 +109,39 @@ def decode_chunk(
         earlier: by side, codes of an earlier night. A row whose key and change token are there is not read;
             one whose content hash is there is read and not decoded.
     """
+    return next(_decode_all((chunk,), source, sides, earlier or {}))
+
+
+def decode_pieces(
+    chunk: Chunk,
+    source: Source,
+    *,
+    sides: Sequence[Side] = SIDES,
+    earlier: Mapping[Side, EarlierCodes] | None = None,
+) -> Iterator[DecodedChunk]:
+    """Yield the pieces of a chunk as `decode_chunk` gives them, or the chunk itself; read in one pass."""
+    return _decode_all(chunk.pieces or (chunk,), source, sides, earlier or {})
+
+
+def _decode_all(
+    chunks: Sequence[Chunk], source: Source, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]
+) -> Iterator[DecodedChunk]:
+    """Decode chunks of one unit; the first that cannot be read is the last."""
+    chunk = chunks[0]
     try:
-        with source.open(chunk.unit) as file:
-            columns = source.columns(file.schema_arrow, chunk.unit.path)
-            return _decode(_OpenChunk(chunk, source, file, columns), sides, earlier or {})
+        reader = source.rows(chunk.unit)
+        columns = source.columns(reader.file.schema_arrow, chunk.unit.path)
+        for chunk in chunks:
+            yield _decode(_OpenChunk(chunk, source, reader, columns), sides, earlier)
     except Exception as error:  # whatever a broken file leads the readers to; it must not end the night
-        return DecodedChunk(chunk, error=one_line(error))
+        yield DecodedChunk(chunk, error=one_line(error))
 
 
 @dataclass(frozen=True)
 class _OpenChunk:
     chunk: Chunk
     source: Source
-    file: pq.ParquetFile
+    reader: RowReader
     columns: ColumnMap
 
     @property
@@ -126,13 +153,13 @@ def _decode(opened: _OpenChunk, sides: Sequence[Side], earlier: Mapping[Side, Ea
     chunk, columns = opened.chunk, opened.columns
     narrow = bool(earlier and opened.updated)  # the other columns are read for the rows that need it
     names = columns.names(() if narrow else sides)
-    table = read_rows(opened.file, chunk, list(dict.fromkeys([*names, *opened.updated])))
+    table = opened.reader.read_rows(chunk, list(dict.fromkeys([*names, *opened.updated])))
     keys = read_keys(table.column(columns.key))
     tokens = read_tokens(table.column(columns.updated)) if columns.updated is not None else None
     fresh = [side for side in sides if side not in earlier]
     decoded, reused = {}, {}
     if fresh and narrow:
-        table = read_rows(opened.file, chunk, columns.names(fresh))
+        table = opened.reader.read_rows(chunk, columns.names(fresh))
     if fresh:
         decoded = decode_table(table, columns, opened.source.recipe, sides=fresh, first_row=chunk.start)
     for side in sides:
@@ -151,7 +178,7 @@ def _decode_some(
 ) -> tuple[DecodedSide, ReusedRows]:
     """Read and decode the rows that `found` has no row of an earlier code file for."""
     changed = np.flatnonzero(found < 0)
-    table = read_some(opened.file, opened.chunk, opened.columns.names([side]), rows=changed)
+    table = opened.reader.read_some(opened.chunk, opened.columns.names([side]), rows=changed)
     numbers = changed + opened.chunk.start
     decoded, same = _decode_unknown(table, opened, side=side, codes=codes, numbers=numbers)
     decoded.read = len(found)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.encoding.chunks import Chunk
-from pipeline.encoding.decoding import DecodedChunk, Receipt, Source, decode_chunk
+from pipeline.encoding.decoding import DecodedChunk, Receipt, Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.models import load_encoder
 from pipeline.encoding.reuse import open_earlier
@@ -32,8 +32,7 @@ def decode_row(row: Row, source: Source, store: Storage) -> Row:
 def _decode(row: Row, source: Source, store: Storage) -> tuple[Chunk, Iterator[DecodedChunk]]:
     chunk, files, earlier = pickle.loads(row["chunk"])
     sides, codes = tuple(file.side for file in files), open_earlier(files, earlier, store)
-    pieces = chunk.pieces or (chunk,)
-    return chunk, (decode_chunk(piece, source, sides=sides, earlier=codes) for piece in pieces)
+    return chunk, decode_pieces(chunk, source, sides=sides, earlier=codes)
 
 
 def receipt_of(row: Row) -> Receipt:

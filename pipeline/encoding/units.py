@@ -80,8 +80,12 @@ class UnitReport:
     forwarded: Mapping[Side, int] = field(default_factory=dict)  # rows that went through the network
 
 
-def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES) -> UnitWork:
-    """Read a unit's footer, check its columns and cut it into chunks."""
+def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES, join: bool = True) -> UnitWork:
+    """Read a unit's footer, check its columns and cut it into chunks.
+
+    Args:
+        join: let a chunk have pieces; False where all rows of a chunk would be held at once.
+    """
     try:
         with source.open(work.unit) as opened:
             source.columns(opened.schema_arrow, work.unit.path)
@@ -90,8 +94,8 @@ def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES) -
         chunks = plan_chunks(
             work.unit, metadata, max_bytes=max_bytes, image_size=size, row_groups=work.row_groups
         )
-        if work.earlier:
-            chunks = join_chunks(chunks, PIECES)
+        if join:
+            chunks = join_chunks(chunks, PIECES if work.earlier else 1)
         rows = chunks[-1].stop - chunks[0].start if chunks else 0
         return replace(work, rows=rows, chunks=tuple(chunks))
     except Exception as error:  # whatever a broken file leads the readers to
