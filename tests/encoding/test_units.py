@@ -64,7 +64,7 @@ def test_a_unit_of_bad_rows_ends_in_balanced_ledgers(tmp_path: Path, source: Sou
 def test_finishing_twice_or_from_repeated_receipts_changes_no_byte(
     tmp_path: Path, source: Source, store: Storage
 ) -> None:
-    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 9)), FILES), source, max_bytes=4000)
+    work = open_unit(UnitWork(written(tmp_path, good_rows(0, 9)), FILES), source, max_bytes=4000, join=False)
     receipts = receipts_of(work, source)
     first = finish_unit(work, receipts, source=source, store=store)
     before = {path: store.read(path) for path in store.list()}
