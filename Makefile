@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # build of the same version. It is used where there is no NVIDIA driver and the index can be reached.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-ceph chaos check lint clean
+.PHONY: help setup demo test test-ceph chaos chaos-train check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-ceph: setup  ## the storage suite and disturbed nights against Ceph's S3 ga
 
 chaos: setup  ## kill and disturb the night at every step it takes: SEED=N, ONLY=WORDS, POINTS=N
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points $(POINTS))
+
+chaos-train: setup  ## kill ranks, raylets and drivers of a run that trains: KILLS=N of each, SEED=N
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.training $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
 
 lint: setup
 	$(BIN)/ruff check .

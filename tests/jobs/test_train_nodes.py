@@ -1,0 +1,119 @@
+"""Training on several raylets: over hosts with addresses of their own, and through the loss of a node."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.jobs.training import overrides, run, train_workers, wait_until
+from tests.nodes import nodes, why_no_namespaces
+
+ROOT = Path(__file__).parents[2]
+TWO = ("resources.workers=2", "resources.cpus_per_worker=1", "deepspeed.zero_optimization.stage=1")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="hf", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def start(
+    inside: list[str], environment: dict[str, str], log: Path, scenes: Path, runs: Path, *others: str
+) -> subprocess.Popen[str]:
+    """Start the train job, on the cluster that the environment names."""
+    settings = [word for value in overrides(scenes, runs, *TWO, *others) for word in ("--set", value)]
+    return subprocess.Popen(
+        [*inside, sys.executable, "jobs/train.py", *settings],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+    )
+
+
+def finish(job: subprocess.Popen[str], log: Path, seconds: float = 300) -> dict[str, Any]:
+    """Return the result line of a job."""
+    out, _ = job.communicate(timeout=seconds)
+    assert out.strip(), log.read_text()[-3000:]
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def committed(run: Path) -> bool:
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    return snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text()
+
+
+@pytest.fixture
+def raylets() -> Iterator[Cluster]:
+    """A head without CPUs and three raylets of one CPU, each a process of this host."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False},
+        shutdown_at_exit=False,
+    )
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_and_without_one_to_spare_the_run_ends(
+    raylets: Cluster, scenes: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    here |= {"RAY_ADDRESS": raylets.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
+    workers = sorted(raylets.worker_nodes, key=lambda node: node.node_id)
+
+    def train(*others: str) -> subprocess.Popen[str]:
+        return start([], here, log, scenes, tmp_path, *others)
+
+    whole = finish(train("train.epochs=8", "run.name=whole"), log)
+    assert whole["status"] == "done", log.read_text()[-3000:]
+    job = train("train.epochs=8", "run.name=lost")
+    wait_until(lambda: job.poll() is not None or committed(tmp_path / "lost"))
+    assert job.poll() is None, log.read_text()[-3000:]
+    busy = [node for node in workers if train_workers_of(node)]
+    raylets.remove_node(busy[0], allow_graceful=False)
+    lost = finish(job, log)
+    assert lost["status"] == "done" and lost["counts"]["steps"] == whole["counts"]["steps"]
+    assert lost["counts"]["steps_now"] < whole["counts"]["steps_now"]
+    assert lost["outputs"]["digest"] == whole["outputs"]["digest"]
+    left = [node for node in workers if node is not busy[0]]
+    raylets.remove_node(left[0], allow_graceful=False)  # one node is left for two ranks
+    last = finish(train("train.epochs=9", "run.name=lost", "resources.worker_timeout=5"), log)
+    assert last["status"] == "failed"
+    assert "the run asks for 2 CPUs and the cluster has 1" in last["error"]
+
+
+def train_workers_of(node: Any) -> list[int]:
+    """Return the training ranks that a raylet started."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return train_workers(raylet)
+
+
+@pytest.mark.skipif(bool(why_no_namespaces()), reason=f"no network namespaces: {why_no_namespaces()}")
+def test_ranks_on_hosts_of_their_own_train_what_two_ranks_on_one_host_do(
+    short: Path, scenes: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    log = tmp_path / "log"
+    with nodes(short, spaces=3) as cluster:
+        cluster.add()
+        cluster.add()
+        job = start(cluster.command(), cluster.environment, log, scenes, tmp_path, "run.name=apart")
+        apart = finish(job, log)
+    assert apart["status"] == "done", log.read_text()[-3000:]
+    alone = run(scenes, tmp_path, *TWO, "run.name=together")
+    assert apart["outputs"]["digest"] == alone.outputs["digest"]

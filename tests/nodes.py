@@ -1,0 +1,175 @@
+"""A Ray cluster of several hosts for the tests: network namespaces with addresses of their own.
+
+Every process belongs to one keeper, which ends them all when its standard input does: when the tests do.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KEEPER = """
+import contextlib, os, signal, subprocess, sys
+ray = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+sys.stdin.read()  # ends when the tests do, however they end
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.killpg(0, signal.SIGTERM)
+with contextlib.suppress(subprocess.TimeoutExpired):
+    ray.wait(5)
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+@dataclass
+class Nodes:
+    """A head without CPUs, and nodes of one CPU each."""
+
+    folder: Path
+    environment: dict[str, str]
+    spaces: list[str]  # network namespaces
+    keepers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    address: str = ""
+
+    def start(self) -> None:
+        """Start the head."""
+        port, dashboard = _free_port(), _free_port()
+        ip = self._ip(0)
+        self.address = f"{ip}:{port}"
+        options = [
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={_free_port()}",
+        ]
+        self._ray(
+            0, "--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-host={ip}", *options
+        )
+        self.environment |= {"RAY_ADDRESS": self.address}
+        log = self.folder / "node-0.log"
+        _wait(lambda: "will now block" in log.read_text(), "the head")
+
+    def add(self) -> None:
+        """Start a node of one CPU."""
+        self._ray(len(self.keepers), f"--address={self.address}", "--num-cpus=1")
+
+    def command(self, *words: str) -> list[str]:
+        """Return a command as it is run beside the head."""
+        return [*self._inside(0), *words]
+
+    def close(self) -> None:
+        """End every node."""
+        for keeper in reversed(self.keepers):
+            if keeper.stdin is not None:
+                keeper.stdin.close()
+        for keeper in self.keepers:
+            keeper.wait()
+
+    def _ray(self, number: int, *options: str) -> None:
+        ip = f"--node-ip-address={self._ip(number)}"
+        agent = f"--dashboard-agent-listen-port={_free_port()}"
+        words = ["ray", "start", "--block", "--disable-usage-stats", agent, ip, *options]
+        with (self.folder / f"node-{number}.log").open("wb") as log:
+            keeper = subprocess.Popen(
+                [*self._inside(number), sys.executable, "-c", KEEPER, *words],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.keepers.append(keeper)
+
+    def _ip(self, number: int) -> str:
+        return f"10.213.7.{number + 1}"
+
+    def _inside(self, number: int) -> list[str]:
+        return ["ip", "netns", "exec", self.spaces[number]]
+
+
+@contextlib.contextmanager
+def nodes(folder: Path, *, spaces: int) -> Iterator[Nodes]:
+    """Start a head and yield it; nodes are added by `add`.
+
+    Args:
+        folder: for Ray's files; its path must be short.
+        spaces: so many hosts, the head's among them.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and name != "PYTHONPATH"
+    } | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with _hosts(spaces) as names:
+        found = Nodes(folder, environment, names)
+        try:
+            found.start()
+            yield found
+        finally:
+            found.close()
+
+
+def why_no_namespaces() -> str:
+    """Say why this machine cannot make network namespaces; empty when it can."""
+    if shutil.which("ip") is None:
+        return "there is no `ip` (package iproute2)"
+    tried = subprocess.run(
+        ["ip", "netns", "add", "hashfleet-try"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        return tried.stderr.strip()
+    subprocess.run(["ip", "netns", "del", "hashfleet-try"], check=True)
+    return ""
+
+
+@contextlib.contextmanager
+def _hosts(count: int) -> Iterator[list[str]]:
+    """Make namespaces that meet on one bridge, inside a namespace of its own."""
+    tag = secrets.token_hex(2)
+    hub, names = f"hf-{tag}-hub", [f"hf-{tag}-{n}" for n in range(count)]
+    made: list[str] = []
+    try:
+        for name in (hub, *names):
+            _ip("netns", "add", name)
+            made.append(name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", hub, "link", "set", "bridge", "up")
+        for n, name in enumerate(names):
+            _ip("-n", hub, "link", "add", f"port{n}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("-n", hub, "link", "set", f"port{n}", "master", "bridge", "up")
+            _ip("-n", name, "addr", "add", f"10.213.7.{n + 1}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+        yield names
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(condition, what: str, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not answer in {seconds:g} s")
+        time.sleep(0.05)
