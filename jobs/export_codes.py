@@ -18,6 +18,7 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
     sys.exit(main(["export_codes", *sys.argv[1:]]))
 
 import argparse
+import logging
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from jobs.command import Result
 from jobs.config import Config
 from pipeline.search.export import KINDS, Questions, export_codes
 from pipeline.search.retrieval import Release
+
+WRITES = True
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +46,13 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     release = Release.open(
         config.require("store.uri"), config.store.channel, digest=args.release, sides=[args.side]
     )
+    counts = {"codes": release.rows(args.side)}
+    if args.dry_run:
+        log.info("would write %d codes of release %s to %s", counts["codes"], release.digest, args.to)
+        return Result(outputs={"release": release.digest}, counts=counts)
     questions = Questions(_read(args.queries), args.k) if args.queries else None
     folder = export_codes(release, args.to, side=args.side, kind=args.format, queries=questions)
-    return Result(
-        outputs={"folder": str(folder), "release": release.digest}, counts={"codes": release.rows(args.side)}
-    )
+    return Result(outputs={"folder": str(folder), "release": release.digest}, counts=counts)
 
 
 def _read(file: Path) -> np.ndarray:

@@ -158,6 +158,8 @@ def test_the_job_writes_a_folder_and_says_what_is_in_it(
         "image",
     ]
     arguments += ["--to", f"{tmp_path}/out", "--queries", f"{tmp_path}/queries.npy", "-k", "5"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
     assert main(arguments) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["counts"] == {"codes": 48}
