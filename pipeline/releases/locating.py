@@ -85,6 +85,13 @@ def unit_name(unit: Mapping[str, Any]) -> str:
     return f"{unit['path']}[{unit['first_row_group']}:{unit['last_row_group']}]"
 
 
+def unit_names(units: pa.Table) -> pa.ChunkedArray:
+    """Return `unit_name` of every row of a table `units`."""
+    first, last = (pc.cast(units[f"{end}_row_group"], pa.string()) for end in ("first", "last"))
+    ranges = pc.binary_join_element_wise(units["path"], "[", first, ":", last, "]", "")
+    return pc.coalesce(ranges, units["path"])
+
+
 def sorted_ids(keys: pa.Table) -> np.ndarray:
     """Return the (N,) int64 ids of a part's keys, ascending; without a copy where they are one batch."""
     column = keys["id"]

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.releases.addresses import code_path, part_address, part_keys_path, part_path
-from pipeline.releases.locating import unit_name
-from pipeline.releases.manifest import PARTS, ManifestError, code_file
+from pipeline.releases.locating import unit_names
+from pipeline.releases.manifest import PARTS, ManifestError, code_files
 from pipeline.releases.storage import Storage
 from pipeline.search.assembly import Need, assemble, memory_need
 from pipeline.search.families import parse_recipe
@@ -62,29 +62,41 @@ def plan_release_parts(
     """
     plans = []
     for side in sorted(pc.unique(units["side"]).to_pylist()):
-        coded = pc.and_(pc.equal(units["side"], side), pc.greater(units["encoded"], 0))
-        mine = {unit_name(row): row for row in units.filter(coded).to_pylist()}
+        coded = units.filter(pc.and_(pc.equal(units["side"], side), pc.greater(units["encoded"], 0)))
+        members = _members(coded)  # columns: a release may have millions of units
         quantiser = (quantisers or {}).get(side)
         inputs = {"index": config.recipe, "keys": KEYS_VERSION} | (
             {"quantiser": quantiser} if quantiser else {}
         )
-        for ordinal, names in enumerate(plan_parts(mine, boundary=config.part_boundary)):
-            members = tuple((name, code_file(mine[name])) for name in names)
+        start = 0
+        for ordinal, names in enumerate(
+            plan_parts(members["name"].to_pylist(), boundary=config.part_boundary)
+        ):
+            mine = members.slice(start, len(names))
+            start += len(names)
+            named = tuple(zip(names, mine["code"].to_pylist(), strict=True))
             plans.append(
                 PartPlan(
                     side=side,
                     ordinal=ordinal,
-                    address=part_address(members, side, recipe=inputs),
-                    members=members,
-                    rows=sum(mine[name]["encoded"] for name in names),
-                    sha256s=tuple(mine[name]["code_sha256"] for name in names),
+                    address=part_address(named, side, recipe=inputs),
+                    members=named,
+                    rows=pc.sum(mine["encoded"]).as_py(),
+                    sha256s=tuple(mine["code_sha256"].to_pylist()),
                     recipe=config.recipe,
                     quantiser=quantiser,
-                    code_bytes=sum(mine[name]["code_bytes"] or 0 for name in names),
+                    code_bytes=pc.sum(mine["code_bytes"]).as_py() or 0,
                     memory=config.max_memory,
                 )
             )
     return plans
+
+
+def _members(units: pa.Table) -> pa.Table:
+    """Return name and code file of every unit, in the order of their names, which is that of their bytes."""
+    table = units.select(["encoded", "code_sha256", "code_bytes"])
+    table = table.append_column("name", unit_names(units)).append_column("code", code_files(units))
+    return table.sort_by("name").combine_chunks()
 
 
 def reuse_parts(plans: list[PartPlan], parent_parts: pa.Table) -> tuple[list[dict[str, Any]], list[PartPlan]]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.releases.addresses import code_path, digest_bytes, part_keys_path, part_path, sha256
+from pipeline.releases.locating import unit_name
 from pipeline.releases.manifest import PARTS, UNITS, ManifestError
 from pipeline.releases.storage import Storage
 from pipeline.search.building import (
@@ -65,6 +66,24 @@ def test_every_coded_unit_is_in_one_part_of_its_side_and_empty_units_are_in_none
         assert paths == sorted(f"{n}.parquet" for n in expected)
     assert sum(plan.rows for plan in plans) == sum(table["encoded"].to_pylist())
     assert len({plan.address for plan in plans}) == len(plans)
+
+
+def test_parts_are_those_that_one_row_after_the_other_gives() -> None:
+    """Names beyond ASCII, ranges of one file, purged files."""
+    rows = [unit(path, n + 1) for n, path in enumerate(["b", "a[0:2]", "\U0001f600", "\uffee", "é/x", "z"])]
+    rows += [
+        unit("large", 5 + n) | {"first_row_group": 10 * n, "last_row_group": 10 * n + 10} for n in range(12)
+    ]
+    rows[0] |= {"purged": "f" * 32, "code_bytes": 7}
+    named = {unit_name(unit(row["path"], 1) | {"first_row_group": None} | row): row for row in rows}
+    plans = plan_release_parts(units(*rows), INDEX)
+    members = [member for plan in plans for member in plan.members]
+    assert members == [(name, named[name].get("purged") or named[name]["code"]) for name in sorted(named)]
+    for plan in plans:
+        mine = [named[name] for name, _ in plan.members]
+        assert plan.rows == sum(row["encoded"] for row in mine)
+        assert plan.code_bytes == sum(row.get("code_bytes", 0) for row in mine)
+    assert len(plans) > 2
 
 
 def test_a_changed_unit_rebuilds_the_part_that_holds_it_and_no_other() -> None:
