@@ -39,6 +39,7 @@ from pipeline.releases.addresses import digest_bytes, digest_json
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
 NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
 _JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/cells.py")
+_TRAINED_PART = ("hidden", "dropout", "pair_buckets", "channels")
 _BASELINES = ("pipeline/quality/baselines.py", "jobs/cell_baselines.py")
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
         "bits": cell.bits,
         "seed": cell.seed,
         "fold": asked.fold,
-        "recipe": digest_json(settings_of(config)),
+        "recipe": digest_json(settings_of(config, baseline=cell.method in BASELINES)),
     }
     try:
         judged, facts = judge_cell(cell, config)
@@ -163,7 +164,7 @@ def cell_keys(cell: Cell, config: Config, asked: Asked) -> tuple[str, str]:
     """Return the digest of what a cell was asked for, and that of it and the code that makes its numbers."""
     identity = digest_json(
         {
-            "settings": settings_of(config),
+            "settings": settings_of(config, baseline=cell.method in BASELINES),
             "method": cell.method,
             "data": cell.data.digest,
             "fold": asked.fold,
@@ -185,14 +186,24 @@ def _known(cell: Cell, asked: Asked, *, identity: str, key: str) -> dict[str, An
     return next(iter(exact + alike), None)
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """Return the settings that codes depend on: no place, no name, no seed."""
-    return {
-        "data": config.data.model_dump(mode="json", exclude={"path", "cache_bytes", "scenes"}),
-        "method": method_config(config.method).model_dump(mode="json"),
-        "towers": config.section("towers", TowersConfig).model_dump(mode="json"),
-        "train": config.section("train", TrainConfig).model_dump(mode="json"),
-    }
+def settings_of(config: Config, *, baseline: bool = False) -> dict[str, Any]:
+    """Return the settings that codes depend on, as far as they differ from the defaults.
+
+    So an option that is new to the code makes no other recipe; a default that changes shows in the digest of
+    the code. Of a baseline the settings that decide its features.
+    """
+    towers = config.section("towers", TowersConfig).model_dump(mode="json", exclude_defaults=True)
+    places = {"path", "cache_bytes", "scenes"}
+    data = config.data.model_dump(mode="json", exclude_defaults=True, exclude=places)
+    if baseline:
+        features = {
+            side: {key: value for key, value in tower.items() if key not in _TRAINED_PART}
+            for side, tower in towers.items()
+        }
+        return {"data": data, "towers": features}
+    sections = {"method": method_config(config.method), "train": config.section("train", TrainConfig)}
+    dumped = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in sections.items()}
+    return dumped | {"data": data, "towers": towers}
 
 
 def learn(config: Config) -> tuple[dict[Coding, Evaluation], dict[str, Any]]:
