@@ -26,7 +26,7 @@ def readme_block(results: Mapping[str, Any]) -> str:
         "",
         _seeds_and_spread(results),
         "",
-        f"`{results['command']}`, commit {results['commit']}.",
+        f"`{results['command']}`; cells made {_commits(rows)}.",
         MARKERS[1],
     ]
     return "\n".join(lines)
@@ -37,8 +37,8 @@ def results_page(results: Mapping[str, Any]) -> str:
     rows, bits = results["table"], results["bits"]
     parts = [
         "# Results",
-        f"Written by `{results['command']}` at commit {results['commit']}; ties, seeds, digests and protocol "
-        "of each number are in [results.json](results.json). Do not edit.",
+        f"Written by `{results['command']}` at commit {results['commit']}, cells made {_commits(rows)}; ties, "
+        "seeds, commits, digests and protocol of each number are in [results.json](results.json). Do not edit.",
         "## Protocol",
         _protocol(rows),
         f"## {bits} bits, every set",
@@ -170,6 +170,12 @@ def _seeds_and_spread(results: Mapping[str, Any]) -> str:
             seeds.append(f"{data} {'/'.join(map(str, counts))}")
             spreads.append(f"{data} {digits(widest)}")
     return f"Seeds: {', '.join(seeds)}. Largest spread of a cell: {', '.join(spreads)}."
+
+
+def _commits(rows: Sequence[Row]) -> str:
+    """Say at which commits the cells were made, each by its own code."""
+    commits = sorted({commit for row in rows for commit in row.get("commits", ())})
+    return f"at commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
 
 
 def _sets(rows: Sequence[Row]) -> list[str]:
