@@ -37,8 +37,9 @@ def results_page(results: Mapping[str, Any]) -> str:
     rows, bits = results["table"], results["bits"]
     parts = [
         "# Results",
-        f"Written by `{results['command']}` at commit {results['commit']}, cells made {_commits(rows)}; ties, "
-        "seeds, commits, digests and protocol of each number are in [results.json](results.json). Do not edit.",
+        f"Written by `{results['command']}` at commit {results['commit']}, cells made {_commits(rows)}; "
+        "ties, seeds, commits, digests and protocol of each number are in [results.json](results.json). "
+        "Do not edit.",
         "## Protocol",
         _protocol(rows),
         f"## {bits} bits, every set",

@@ -20,7 +20,7 @@ from jobs.command import run_job
 from jobs.config import load_config
 from pipeline.corpus.scenes import write_corpus
 from pipeline.quality.protocol import JOINT, OWN
-from pipeline.quality.results import MARKERS, readme_block
+from pipeline.quality.results import MARKERS, readme_block, results_page
 
 ROOT = Path(__file__).parents[2]
 METHOD = "{name: jdsh, code_length: 16, feature_rounds: 2, moment_rounds: 2, threshold_rounds: 2}"
@@ -176,7 +176,9 @@ def test_the_table_of_the_readme_is_that_of_the_results() -> None:
     results, readme = ROOT / "docs" / "results.json", (ROOT / "README.md").read_text()
     if not results.is_file():
         pytest.skip("docs/results.json is not there: the table was not run yet")
-    assert readme_block(json.loads(results.read_text())) in readme
+    table = json.loads(results.read_text())
+    assert readme_block(table) in readme
+    assert results_page(table) == results.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
