@@ -51,12 +51,13 @@ class Nodes:
             0, "--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-host={ip}", *options
         )
         self.environment |= {"RAY_ADDRESS": self.address}
-        log = self.folder / "node-0.log"
-        _wait(lambda: "will now block" in log.read_text(), "the head")
+        self._stands(0)
 
     def add(self) -> None:
-        """Start a node of one CPU."""
-        self._ray(len(self.keepers), f"--address={self.address}", "--num-cpus=1")
+        """Start a node of one CPU. Nodes that start at once on one disk would take one another's sockets."""
+        number = len(self.keepers)
+        self._ray(number, f"--address={self.address}", "--num-cpus=1")
+        self._stands(number)
 
     def command(self, *words: str) -> list[str]:
         """Return a command as it is run beside the head."""
@@ -69,6 +70,12 @@ class Nodes:
                 keeper.stdin.close()
         for keeper in self.keepers:
             keeper.wait()
+
+    def _stands(self, number: int) -> None:
+        log, keeper = self.folder / f"node-{number}.log", self.keepers[number]
+        _wait(lambda: "will now block" in log.read_text() or keeper.poll() is not None, f"node {number}")
+        if keeper.poll() is not None:
+            raise RuntimeError(f"node {number} ended: {log.read_text()[-1000:]}")
 
     def _ray(self, number: int, *options: str) -> None:
         ip = f"--node-ip-address={self._ip(number)}"
@@ -108,6 +115,7 @@ def nodes(folder: Path, *, spaces: int) -> Iterator[Nodes]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "GLOO_SOCKET_IFNAME": "eth0",  # the name of these hosts leads to the loopback device
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     with _hosts(spaces) as names:
