@@ -75,8 +75,10 @@ def start(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
     """Start a run on the cluster."""
     settings = overrides(folder / "corpus", folder, *SETTINGS, f"run.name={name}")
     words = [word for value in settings for word in ("--set", value)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
+    environment = dict(os.environ) | {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    }
     return subprocess.Popen(
         [sys.executable, "jobs/train.py", *words],
         cwd=ROOT,

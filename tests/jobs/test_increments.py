@@ -123,4 +123,4 @@ class Nights(RuleBasedStateMachine):
 
 GATE = [f"gate.max_{name}=1" for name in ("balance", "dead_bits", "collisions", "row_drop")]
 TestIncrements = Nights.TestCase
-TestIncrements.settings = settings(max_examples=5, stateful_step_count=10)
+TestIncrements.settings = settings(max_examples=4, stateful_step_count=8)

@@ -73,8 +73,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_and_without_one_t
     raylets: Cluster, scenes: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    here |= {"RAY_ADDRESS": raylets.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
+    here = dict(os.environ) | {"RAY_ADDRESS": raylets.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}
     workers = sorted(raylets.worker_nodes, key=lambda node: node.node_id)
 
     def train(*others: str) -> subprocess.Popen[str]:
