@@ -61,7 +61,14 @@ def run_ranks(
     try:
         return trainer.fit().return_value
     except TrainingFailedError as error:
-        raise RuntimeError(_last_words(error)) from error
+        words = _last_words(error)
+        if "worker group startup timed out" in words:
+            words = (
+                f"the cluster did not give {settings.workers} ranks of {settings.cpus:g} CPUs"
+                f"{' and a GPU' if settings.gpu else ''} each: a node is gone or busy; add nodes, lower "
+                "resources.workers, or wait longer (resources.worker_timeout)"
+            )
+        raise RuntimeError(words) from error
 
 
 def _has_dashboard() -> bool:

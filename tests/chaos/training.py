@@ -77,7 +77,7 @@ def start(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
     words = [word for value in settings for word in ("--set", value)]
     environment = dict(os.environ) | {
         "RAY_ADDRESS": cluster.address,
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
     }
     return subprocess.Popen(
         [sys.executable, "jobs/train.py", *words],
@@ -97,7 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", file=sys.stderr)
     draw, wrong = random.Random(args.seed), 0
-    head = {"num_cpus": 0, "include_dashboard": False}
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}  # a dead node is soon known
     cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     with tempfile.TemporaryDirectory(prefix="hashfleet-chaos-") as temporary:
         folder = Path(temporary)
