@@ -8,7 +8,7 @@ import numpy as np
 BIT_ORDER = "msb"
 PACKER_VERSION = 2
 """Part of the address of every code file: goes up when codes or the content hashes beside them change."""
-_PACK_BLOCK = 1 << 16  # values, a multiple of 8
+_PACK_BLOCK = 1 << 18  # values, a multiple of 8
 
 
 def check_code_length(code_length: int) -> int:
