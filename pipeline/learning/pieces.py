@@ -1,10 +1,10 @@
 """A local batch that does not fit the networks at once: forward in pieces, one loss, backward in pieces.
 
 The loss is of the global batch, so the gradients of pieces cannot just be added up. The codes of all pieces
-are computed without a graph; the loss is taken once, over all of them, down to its gradient at the codes;
-then every piece is run again, with the same random state, and handed its part of that gradient. Loss and
-gradient are those of the whole batch; the price is one more forward pass. (The idea: GradCache, Gao et al.
-2021, arXiv 2101.06983.)
+but the last are computed without a graph; the loss is taken once, over all codes, down to its gradient there;
+then every piece is handed its part of that gradient, the others after they have run again with the same
+random state. Loss and gradient are those of the whole batch; the price is one more forward pass of all pieces
+but one. (The idea: GradCache, Gao et al. 2021, arXiv 2101.06983.)
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ class Pieces:
 
     def __init__(self, engine: Engine, rows: int, reseed: Callable[[], None]) -> None:
         self._engine, self._rows, self._reseed = engine, rows, reseed
-        self._pieces: list[Batch] = []
+        self._replayed: list[Batch] = []
+        self._last: HashOutput = {}
         self._leaves: HashOutput = {}
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
@@ -38,55 +39,54 @@ class Pieces:
         """
         self._progress = progress
         rows = len(batch["image"])
-        self._pieces = [
+        *self._replayed, last = (
             {name: value[start : start + self._rows] for name, value in batch.items()}
             for start in range(0, rows, self._rows)
-        ]
-        if len(self._pieces) == 1:
+        )
+        if not self._replayed:
             return self._engine.forward(batch, progress)
-        carries = self._carries_gradient()
-        outputs = []
         with torch.no_grad():
-            for piece in self._pieces:
-                self._reseed()
-                outputs.append(self._engine.forward(piece, progress))
-        whole = {name: _together([output[name] for output in outputs], name) for name in outputs[0]}
+            outputs = [self._run(piece) for piece in self._replayed]
+        self._last = self._run(last)
+        outputs.append({name: value.detach() for name, value in self._last.items()})
+        whole = {name: _together([output[name] for output in outputs], name) for name in self._last}
         wrong = [name for name, value in whole.items() if value.dim() and len(value) != rows]
         if wrong:
             raise ValueError(
                 f"train.micro_batch_size: output {wrong[0]!r} of the method has {len(whole[wrong[0]])} rows "
                 f"for {rows} of the batch, and cannot be cut into pieces; leave the setting out"
             )
-        self._leaves = {name: whole[name].requires_grad_() for name in carries}
+        self._leaves = {
+            name: whole[name].requires_grad_() for name, value in self._last.items() if value.requires_grad
+        }
         return whole | self._leaves
 
     def backward(self, loss: Tensor, learning_rate: float) -> None:
         """Go back from the loss through every piece, and update the weights."""
-        engine = self._engine
-        if len(self._pieces) == 1:
-            engine.step(loss, learning_rate)
-            return
-        weights = [weight for weight in engine.method.parameters() if weight.requires_grad]
-        names = list(self._leaves)
-        found = torch.autograd.grad(loss, [*self._leaves.values(), *weights], allow_unused=True)
-        at_codes = {name: g for name, g in zip(names, found[: len(names)], strict=True) if g is not None}
-        at_weights = [(w, g) for w, g in zip(weights, found[len(names) :], strict=True) if g is not None]
-        for number, piece in enumerate(self._pieces):
-            self._reseed()
-            output = engine.forward(piece, self._progress)
-            part = slice(number * self._rows, number * self._rows + len(piece["image"]))
-            towards = [(output[name] * g[part]).sum() for name, g in at_codes.items() if g.dim()]
-            if number == 0:  # what comes from weights alone, by an output or straight into the loss
-                towards += [output[name] * g for name, g in at_codes.items() if not g.dim()]
-                towards += [(weight * gradient).sum() for weight, gradient in at_weights]
-            engine.accumulate(torch.stack(towards).sum())
-        engine.update(learning_rate)
+        if self._replayed:
+            self._go_back(loss)
+        else:
+            self._engine.accumulate(loss)
+        self._engine.update(learning_rate)
 
-    def _carries_gradient(self) -> list[str]:
-        """Return the outputs that lead back to a weight: those of the first piece, as every other's."""
+    def _go_back(self, loss: Tensor) -> None:
+        weights = [weight for weight in self._engine.method.parameters() if weight.requires_grad]
+        found = torch.autograd.grad(loss, [*self._leaves.values(), *weights], allow_unused=True)
+        at_codes = {name: g for name, g in zip(self._leaves, found, strict=False) if g is not None}
+        # The last piece, and with it what comes from weights alone, by an output or straight into the loss.
+        start = len(self._replayed) * self._rows
+        towards = [(self._last[name] * (g[start:] if g.dim() else g)).sum() for name, g in at_codes.items()]
+        at_weights = zip(weights, found[len(self._leaves) :], strict=True)
+        towards += [(weight * gradient).sum() for weight, gradient in at_weights if gradient is not None]
+        self._engine.accumulate(torch.stack(towards).sum())
+        for number, piece in enumerate(self._replayed):
+            output, part = self._run(piece), slice(number * self._rows, (number + 1) * self._rows)
+            towards = [(output[name] * g[part]).sum() for name, g in at_codes.items() if g.dim()]
+            self._engine.accumulate(torch.stack(towards).sum())
+
+    def _run(self, piece: Batch) -> HashOutput:
         self._reseed()
-        output = self._engine.forward(self._pieces[0], self._progress)
-        return [name for name, value in output.items() if value.requires_grad]
+        return self._engine.forward(piece, self._progress)
 
 
 def _together(values: list[Tensor], name: str) -> Tensor:

@@ -114,12 +114,8 @@ class BareEngine:
         floats = {name: value.to(dtype) for name, value in batch.items() if value.is_floating_point()}
         return self.method(batch | floats, progress)
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
-        self.losses.append(loss.item())
-        self.accumulate(loss)
-        self.update(learning_rate)
-
     def accumulate(self, loss: Tensor) -> None:
+        self.losses.append(loss.item())
         loss.backward()
 
     def update(self, learning_rate: float) -> None:

@@ -76,11 +76,8 @@ class Engine(Protocol):
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         """Run the networks on the local rows; floating outputs come back in at least fp32."""
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
-        """Go back from a loss that is equal on all ranks and update the weights by the average gradient."""
-
     def accumulate(self, loss: Tensor) -> None:
-        """Go back from a part of the loss: its gradient is added to that of the parts before it."""
+        """Go back from a loss that is equal on all ranks, or a part of it: gradients are added up."""
 
     def update(self, learning_rate: float) -> None:
         """Update the weights by the average over ranks of the gradient that was added up."""

@@ -29,10 +29,6 @@ class LocalEngine:
         with torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None):
             return widened(self.method(batch, progress))
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
-        self.accumulate(loss)
-        self.update(learning_rate)
-
     def accumulate(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
 

@@ -43,10 +43,6 @@ class DeepSpeedEngine:
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         return widened(self._engine(batch, progress))
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
-        self.accumulate(loss)
-        self.update(learning_rate)
-
     def accumulate(self, loss: Tensor) -> None:
         # Parts of one loss are added, not averaged. Only the call after the last one makes a step.
         if self._parts:
