@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.processes import free_port
 
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd", "ceph-common")
@@ -83,7 +84,7 @@ class _Store:
         self.folder = folder
         self.running = running
         self.environment = os.environ | {"CEPH_CONF": str(folder / "ceph.conf")}
-        self.monitor, self.gateway = _free_port(), _free_port()
+        self.monitor, self.gateway = free_port(), free_port()
 
     def start(self) -> Gateway:
         """Bring up monitor, store and gateway, one after another."""
@@ -159,11 +160,6 @@ class _Store:
                 return
             time.sleep(0.1)
         raise RuntimeError(f"the gateway of Ceph did not answer within {SECONDS} s")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,27 +4,14 @@ Every process belongs to one keeper, which ends them all when its standard input
 """
 
 import contextlib
-import os
 import secrets
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KEEPER = """
-import contextlib, os, signal, subprocess, sys
-ray = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-sys.stdin.read()  # ends when the tests do, however they end
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.killpg(0, signal.SIGTERM)
-with contextlib.suppress(subprocess.TimeoutExpired):
-    ray.wait(5)
-os.killpg(0, signal.SIGKILL)
-"""
+from tests.processes import free_port, keep, let_go, ray_environment, wait_until
 
 
 @dataclass
@@ -39,13 +26,13 @@ class Nodes:
 
     def start(self) -> None:
         """Start the head."""
-        port, dashboard = _free_port(), _free_port()
+        port, dashboard = free_port(), free_port()
         ip = self._ip(0)
         self.address = f"{ip}:{port}"
         options = [
             f"--port={port}",
             f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={_free_port()}",
+            f"--ray-client-server-port={free_port()}",
         ]
         self._ray(
             0, "--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-host={ip}", *options
@@ -65,32 +52,22 @@ class Nodes:
 
     def close(self) -> None:
         """End every node."""
-        for keeper in reversed(self.keepers):
-            if keeper.stdin is not None:
-                keeper.stdin.close()
-        for keeper in self.keepers:
-            keeper.wait()
+        let_go(*self.keepers)
 
     def _stands(self, number: int) -> None:
         log, keeper = self.folder / f"node-{number}.log", self.keepers[number]
-        _wait(lambda: "will now block" in log.read_text() or keeper.poll() is not None, f"node {number}")
+        wait_until(
+            lambda: "will now block" in log.read_text() or keeper.poll() is not None, what=f"node {number}"
+        )
         if keeper.poll() is not None:
             raise RuntimeError(f"node {number} ended: {log.read_text()[-1000:]}")
 
     def _ray(self, number: int, *options: str) -> None:
         ip = f"--node-ip-address={self._ip(number)}"
-        agent = f"--dashboard-agent-listen-port={_free_port()}"
+        agent = f"--dashboard-agent-listen-port={free_port()}"
         words = ["ray", "start", "--block", "--disable-usage-stats", agent, ip, *options]
-        with (self.folder / f"node-{number}.log").open("wb") as log:
-            keeper = subprocess.Popen(
-                [*self._inside(number), sys.executable, "-c", KEEPER, *words],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.keepers.append(keeper)
+        log = self.folder / f"node-{number}.log"
+        self.keepers.append(keep(words, environment=self.environment, log=log, inside=self._inside(number)))
 
     def _ip(self, number: int) -> str:
         return f"10.213.7.{number + 1}"
@@ -107,16 +84,9 @@ def nodes(folder: Path, *, spaces: int) -> Iterator[Nodes]:
         folder: for Ray's files; its path must be short.
         spaces: so many hosts, the head's among them.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("RAY_") and name != "PYTHONPATH"
-    } | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    environment = ray_environment() | {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "GLOO_SOCKET_IFNAME": "eth0",  # the name of these hosts leads to the loopback device
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     with _hosts(spaces) as names:
         found = Nodes(folder, environment, names)
@@ -166,18 +136,3 @@ def _hosts(count: int) -> Iterator[list[str]]:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait(condition, what: str, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not answer in {seconds:g} s")
-        time.sleep(0.05)

@@ -21,9 +21,9 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipeline.corpus.scenes import write_corpus
-from tests.jobs.training import overrides, train_workers, wait_until
+from tests.jobs.training import committed, start, train_workers
+from tests.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "resources.workers=2",
     "resources.cpus_per_worker=1",
@@ -59,34 +59,25 @@ KILLS: dict[str, Kill] = {"rank": a_rank, "raylet": a_raylet, "driver": the_driv
 
 def trial(cluster: Cluster, kill: Kill, folder: Path, *, name: str, checkpoints: int) -> dict[str, Any]:
     """Train with one kill, once so many checkpoints are kept; return the result line of the run's end."""
-    job = start(cluster, folder, name)
-    kept = folder / name
-    wait_until(lambda: job.poll() is not None or _checkpoints(kept) >= checkpoints, seconds=SECONDS)
+    job = run(cluster, folder, name)
+    wait_until(lambda: job.poll() is not None or committed(folder / name) >= checkpoints, seconds=SECONDS)
     if job.poll() is None:
         kill(cluster, job)
     if job.poll() == -signal.SIGKILL:
         wait_until(lambda: not any(train_workers(_raylet(node)) for node in cluster.worker_nodes))
-        job = start(cluster, folder, name)
+        job = run(cluster, folder, name)
     out, err = job.communicate(timeout=SECONDS)
     return dict(json.loads(out.splitlines()[-1])) if out.strip() else {"error": err[-1000:]}
 
 
-def start(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
+def run(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
     """Start a run on the cluster."""
-    settings = overrides(folder / "corpus", folder, *SETTINGS, f"run.name={name}")
-    words = [word for value in settings for word in ("--set", value)]
-    environment = dict(os.environ) | {
+    here = dict(os.environ) | {
         "RAY_ADDRESS": cluster.address,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
     }
-    return subprocess.Popen(
-        [sys.executable, "jobs/train.py", *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=(folder / f"{name}.log").open("w"),
-        text=True,
-    )
+    log = folder / f"{name}.log"
+    return start(folder / "corpus", folder, *SETTINGS, f"run.name={name}", environment=here, log=log)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,11 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _raylet(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
-
-
-def _checkpoints(run: Path) -> int:
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    return snapshot.read_text().count("checkpoint_dir_name") if snapshot.is_file() else 0
 
 
 if __name__ == "__main__":

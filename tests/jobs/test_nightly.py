@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.releases.storage import Storage
 from pipeline.search.retrieval import Release
 from tests.encoding.sources import good_rows, tiny_method
 from tests.jobs.nights import content, encoders, run, settings, write_source
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,16 +60,6 @@ def command(overrides: list[str], **environment: str) -> subprocess.Popen[str]:
         # A suite that runs in the background hands its children a Ctrl-C that is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Return when something has come true; fail when it does not."""
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def times(store: Path) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.jobs.training import overrides, run, train_workers, wait_until
+from tests.jobs.training import committed, run, start, train_workers
 from tests.nodes import nodes, why_no_namespaces
+from tests.processes import wait_until
 
-ROOT = Path(__file__).parents[2]
 TWO = ("resources.workers=2", "resources.cpus_per_worker=1", "deepspeed.zero_optimization.stage=1")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -28,31 +27,11 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
-def start(
-    inside: list[str], environment: dict[str, str], log: Path, scenes: Path, runs: Path, *others: str
-) -> subprocess.Popen[str]:
-    """Start the train job, on the cluster that the environment names."""
-    settings = [word for value in overrides(scenes, runs, *TWO, *others) for word in ("--set", value)]
-    return subprocess.Popen(
-        [*inside, sys.executable, "jobs/train.py", *settings],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=log.open("w"),
-        text=True,
-    )
-
-
 def finish(job: subprocess.Popen[str], log: Path, seconds: float = 300) -> dict[str, Any]:
     """Return the result line of a job."""
     out, _ = job.communicate(timeout=seconds)
     assert out.strip(), log.read_text()[-3000:]
     return dict(json.loads(out.splitlines()[-1]))
-
-
-def committed(run: Path) -> bool:
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    return snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text()
 
 
 @pytest.fixture
@@ -77,7 +56,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_and_without_one_t
     workers = sorted(raylets.worker_nodes, key=lambda node: node.node_id)
 
     def train(*others: str) -> subprocess.Popen[str]:
-        return start([], here, log, scenes, tmp_path, *others)
+        return start(scenes, tmp_path, *TWO, *others, environment=here, log=log)
 
     whole = finish(train("train.epochs=8", "run.name=whole"), log)
     assert whole["status"] == "done", log.read_text()[-3000:]
@@ -117,7 +96,8 @@ def test_ranks_on_hosts_of_their_own_train_what_two_ranks_on_one_host_do(
     with nodes(short, spaces=3) as cluster:
         cluster.add()
         cluster.add()
-        job = start(cluster.command(), cluster.environment, log, scenes, tmp_path, "run.name=apart")
+        where = {"environment": cluster.environment, "inside": cluster.command()}
+        job = start(scenes, tmp_path, *TWO, "run.name=apart", log=log, **where)
         apart = finish(job, log)
     assert apart["status"] == "done", log.read_text()[-3000:]
     alone = run(scenes, tmp_path, *TWO, "run.name=together")

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -20,7 +19,8 @@ from jobs import export
 from jobs.command import Result
 from jobs.config import load_config
 from pipeline.releases.storage import Storage
-from tests.jobs.training import overrides, run, train_workers, wait_until
+from tests.jobs.training import committed, overrides, run, train_workers
+from tests.processes import free_port, keep, let_go, ray_environment, wait_until
 from tests.s3 import BUCKET
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def undisturbed(ray_cluster: str, scenes: Path) -> Result:
     """A run of two ranks whose checkpoints and model go to object storage."""
     return run(scenes, f"s3://{BUCKET}/ray-runs", *TWO, "run.name=undisturbed")
-
-
-def committed(folder: Path) -> bool:
-    """Tell whether a restart would find a checkpoint: Ray Train commits some time after the report."""
-    snapshot = folder / "checkpoint_manager_snapshot.json"
-    return snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text()
 
 
 def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: Result, tmp_path: Path) -> None:
@@ -114,56 +108,19 @@ def test_a_killed_driver_goes_on_when_it_is_started_again(scenes: Path, tmp_path
     assert "going on from epoch" in again.stdout + again.stderr
 
 
-UNTIL_STDIN_ENDS = """
-import contextlib, os, signal, subprocess, sys
-ray = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-sys.stdin.read()  # ends when the tests do, however they end
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.killpg(0, signal.SIGTERM)
-with contextlib.suppress(subprocess.TimeoutExpired):
-    ray.wait(5)
-os.killpg(0, signal.SIGKILL)
-"""
-
-
 @contextlib.contextmanager
 def head(folder: Path) -> Iterator[dict[str, str]]:
     """Start a Ray head of its own, with a dashboard and token authentication; yield how to reach it."""
-    ports = [_free_port() for _ in range(4)]
+    ports = [free_port() for _ in range(4)]
     options = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("RAY_") and name != "PYTHONPATH"
-    } | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    environment = ray_environment()
     arguments = [f"--{option}={port}" for option, port in zip(options, ports, strict=True)]
     command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", *arguments]
-    with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", UNTIL_STDIN_ENDS, *command],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    keeper = keep(command, environment=environment, log=folder / "head.log")
+    try:
+        yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+    finally:
+        let_go(keeper)
 
 
 def _answers(address: str) -> bool:

@@ -2,15 +2,16 @@
 
 import argparse
 import os
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jobs import train
 from jobs.command import Result
 from jobs.config import load_config
 
+ROOT = Path(__file__).parents[2]
 SMALL = (
     "method.name=jdsh",
     "method.code_length=16",
@@ -36,18 +37,36 @@ def run(source: Path | str, runs: Path | str, *others: str, dry_run: bool = Fals
     return train.run(config, argparse.Namespace(dry_run=dry_run))
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float = 120) -> Any:
-    """Return what a condition gives once it holds.
+def start(
+    source: Path | str,
+    runs: Path | str,
+    *others: str,
+    environment: Mapping[str, str],
+    log: Path,
+    inside: Sequence[str] = (),
+) -> subprocess.Popen[str]:
+    """Start the train job as a process of its own, on the cluster that the environment names.
 
-    Raises:
-        TimeoutError: it did not within `seconds`.
+    Args:
+        log: takes what it says; its result line goes to `stdout`.
+        inside: words before the command's own: where it is to run.
     """
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s")
-        time.sleep(0.02)
-    return found
+    settings = [word for value in overrides(source, runs, *others) for word in ("--set", value)]
+    with log.open("w") as told:
+        return subprocess.Popen(
+            [*inside, sys.executable, "jobs/train.py", *settings],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            text=True,
+        )
+
+
+def committed(run: Path) -> int:
+    """Return how many checkpoints a restart would find: Ray Train commits some time after the report."""
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    return snapshot.read_text().count("checkpoint_dir_name") if snapshot.is_file() else 0
 
 
 def train_workers(ancestor: int | None = None) -> list[int]:
