@@ -139,7 +139,7 @@ class DBRC(HashMethod):
         sums: dict[str, Tensor] = {}
         done = int(self.rounds)
         if done < self.config.feature_rounds:
-            sums |= named("features", description_sums(self, output))
+            sums |= description_sums(self, output)
             for side in SIDES:
                 sums[f"negative.{side}"] = (output[f"{side}_described"] < 0).sum()
         elif done < self.statistics_rounds:
@@ -164,8 +164,7 @@ class DBRC(HashMethod):
                     f"method.{side}_data is {self.data[side]!r}, which takes values of 0 and more, but the "
                     f"{side} side has negative ones: set method.{side}_data to 'dense'"
                 )
-        if features := under("features", sums):
-            update_descriptions(self, features)
+        update_descriptions(self, sums)
         if spread := under("spread", sums):
             self.activation.update(spread)
         self.rounds += 1

@@ -66,7 +66,7 @@ class DJSRH(HashMethod):
         """Return the moments of features and codes, and in the first rounds those of descriptions."""
         sums: dict[str, Tensor] = {}
         if int(self.rounds) < self.config.feature_rounds:
-            sums |= named("features", description_sums(self, output))
+            sums |= description_sums(self, output)
         if not self._by_arrays(len(output["image"])):
             sums |= named("batch", moments_of(output))
         return sums
@@ -74,8 +74,7 @@ class DJSRH(HashMethod):
     @torch.no_grad()
     def update_statistics(self, everyone: Everyone, sums: dict[str, Tensor]) -> None:
         """Estimate the scaling of features in the first rounds."""
-        if features := under("features", sums):
-            update_descriptions(self, features)
+        update_descriptions(self, sums)
         self.rounds += 1
 
     def loss(

@@ -172,7 +172,7 @@ class DSCMH(HashMethod):
         sums: Sums = {}
         config, done = self.config, int(self.rounds)
         if done < config.feature_rounds:
-            sums |= named("features", description_sums(self, output))
+            sums |= description_sums(self, output)
         elif done < config.feature_rounds + config.spread_rounds:
             values = (output[f"{side}_values"] for side in SIDES)
             sums |= named("spread", self.activation.sums(*values))
@@ -190,8 +190,7 @@ class DSCMH(HashMethod):
     @torch.no_grad()
     def update_statistics(self, everyone: Everyone, sums: Sums) -> None:
         """Estimate scalings and, for two phases, label codes; keep running moments."""
-        if features := under("features", sums):
-            update_descriptions(self, features)
+        update_descriptions(self, sums)
         if spread := under("spread", sums):
             self.activation.update(spread)
         if self.frozen and int(self.rounds) < self.config.label_rounds:

@@ -35,7 +35,6 @@ from cmh_models.method import (
     Term,
     binarize,
 )
-from cmh_models.statistics import named, under
 from cmh_models.towers import TowersConfig, description_sums, fixed, update_descriptions
 
 KINDS: dict[str, tuple[Kind, ...]] = {"hard": ("hard",), "soft": ("soft",), "dual": ("hard", "soft")}
@@ -128,13 +127,12 @@ class HSIDHN(HashMethod):
         """Return the sums behind the scaling of features, in the first rounds."""
         if int(self.rounds) >= self.config.feature_rounds:
             return {}
-        return named("features", description_sums(self, output))
+        return description_sums(self, output)
 
     @torch.no_grad()
     def update_statistics(self, everyone: Everyone, sums: dict[str, Tensor]) -> None:
         """Estimate the scaling of features; later stand still."""
-        if features := under("features", sums):
-            update_descriptions(self, features)
+        update_descriptions(self, sums)
         self.rounds += 1
 
     def loss(

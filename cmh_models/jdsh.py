@@ -107,7 +107,7 @@ class JDSH(HashMethod):
         phase = self._phase()
         sums: dict[str, Tensor] = {}
         if phase.features:
-            sums |= named("features", description_sums(self, output))
+            sums |= description_sums(self, output)
         if self._wants_moments(phase, rows=len(output["image"])):
             moments = self.similarity.moment_sums(output["image_target"], output["text_target"])
             sums |= named("moments", moments)
@@ -121,8 +121,7 @@ class JDSH(HashMethod):
             self.similarity.add_pairs(self._fused_sample(everyone, sums))
         if phase.moments and not self.in_batch:
             self.similarity.add_moments(under("moments", sums), restart=phase.restart)
-        if phase.features:
-            update_descriptions(self, under("features", sums))
+        update_descriptions(self, sums)
         self.rounds += 1
 
     def loss(

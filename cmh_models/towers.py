@@ -209,19 +209,20 @@ def build_tower(settings: BaseModel, side: Side, code_length: int) -> Described:
 
 
 def description_sums(method: HashMethod, output: HashOutput) -> dict[str, Tensor]:
-    """Return the sums that `update_descriptions` needs, from `<side>_described` of an output."""
+    """Return the sums that `update_descriptions` looks for, from `<side>_described` of an output."""
     sums: dict[str, Tensor] = {}
     for side in ("image", "text"):
         network: Described = getattr(method, side)
-        sums |= named(side, network.standardiser.sums(output[f"{side}_described"]))
+        sums |= named(f"features.{side}", network.standardiser.sums(output[f"{side}_described"]))
     return sums
 
 
 def update_descriptions(method: HashMethod, sums: dict[str, Tensor]) -> None:
-    """Add the rows behind `sums` to the moments of both sides' descriptions."""
+    """Add the rows behind `sums` to the moments of both sides' descriptions, if they have such sums."""
     for side in ("image", "text"):
         network: Described = getattr(method, side)
-        network.standardiser.update(under(side, sums))
+        if found := under(f"features.{side}", sums):
+            network.standardiser.update(found)
 
 
 @contextmanager
