@@ -16,8 +16,8 @@ from typing import Any
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
-from ray.util.metrics import Gauge
 
+from cluster.metrics import run_gauges
 from cluster.resources import Request, wait_for
 from cluster.runtime import connect
 from jobs.budget import Budget
@@ -53,13 +53,7 @@ def join_cluster(night: Night) -> None:
 
 def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
     """Return a function that shows the figures of a run as Ray metrics `hashfleet_*`."""
-    made = {name: Gauge(f"hashfleet_{name}", text, ("run",)) for name, text in FIGURES.items()}
-
-    def tell(figures: Mapping[str, float]) -> None:
-        for name, gauge in made.items():
-            gauge.set(figures[name], tags={"run": run})
-
-    return tell
+    return run_gauges(run, prefix="hashfleet", describe=FIGURES.__getitem__)
 
 
 def map_tasks(

@@ -4,7 +4,6 @@ MLflow and W&B are extras, imported when asked for, and configured by their own 
 (MLFLOW_TRACKING_URI, WANDB_MODE, ...). A run that goes on writes on into the same record.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,19 +34,12 @@ def trackers(plan: TrainingRun) -> Iterator[Sink]:
 
 def _ray_metrics(plan: TrainingRun) -> Sink:
     """Return a sink that shows scalars as Ray metrics `hashfleet_train_*`, tagged with the run's name."""
-    from ray.util.metrics import Gauge
+    from cluster.metrics import run_gauges
 
-    gauges: dict[str, Gauge] = {}
-    tags = {"run": plan.config.run.name}
-
-    def tell(step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in {"step": step, **scalars}.items():
-            name = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-            if name not in gauges:
-                gauges[name] = Gauge(f"hashfleet_train_{name}", f"{name} of the last log window", ("run",))
-            gauges[name].set(value, tags=tags)
-
-    return tell
+    show = run_gauges(
+        plan.config.run.name, prefix="hashfleet_train", describe=lambda name: f"{name} of the last log window"
+    )
+    return lambda step, scalars: show({"step": step, **scalars})
 
 
 @contextmanager
