@@ -31,13 +31,14 @@ from typing import Any
 from cmh_models import METHODS
 from jobs.cell_baselines import BASELINES
 from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, is_done, run_cell, write_atomically
+from jobs.cells import Asked, Cell, is_done, run_cell
 from jobs.code_version import code_commit
 from jobs.command import Result
 from jobs.config import Config
 from pipeline.quality.protocol import JOINT, OWN
 from pipeline.quality.results import MARKERS, readme_block, results_page, results_plot
 from pipeline.quality.table import notes, summarise
+from pipeline.releases.storage import Storage
 
 SETS = ("wiki", "wiki_dense", "cub600", "fashion", "flipkart", "icons")
 SEEDS, BITS = (1, 2, 3, 4, 5), 32
@@ -124,11 +125,12 @@ def write_page(records: list[dict[str, Any]], args: argparse.Namespace) -> dict[
         log.info("%s", note)
     page, plot = results_page(results), results_plot(results)
     for name, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", page), ("svg", plot)):
-        write_atomically(args.out / f"results.{name}", text)
+        Storage(args.out).write(f"results.{name}", text.encode())
     if args.readme is not None:
         before, _, rest = args.readme.read_text(encoding="utf-8").partition(MARKERS[0])
         after = rest.partition(MARKERS[1])[2]
-        write_atomically(args.readme, before + readme_block(results) + after)
+        whole = before + readme_block(results) + after
+        Storage(args.readme.parent).write(args.readme.name, whole.encode())
     return {"page": str(args.out / "results.md")}
 
 

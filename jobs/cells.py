@@ -5,7 +5,6 @@ A cell is a JSON file named by all that its numbers depend on: the recipe, the d
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pipeline.learning.training import TrainConfig, fit
 from pipeline.quality.evaluation import Evaluation, evaluate_relaxed_codes
 from pipeline.quality.protocol import Coding
 from pipeline.releases.addresses import digest_bytes, digest_json
+from pipeline.releases.storage import Storage
 
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
 NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
@@ -109,7 +109,8 @@ def run_cell(cell: Cell, asked: Asked) -> dict[str, Any]:
             "protocol": evaluation.with_protocol(**known_of(cell, config, facts)).protocol.as_json(),
         }
     record |= facts | {"seconds": round(time.monotonic() - started, 2)}
-    write_atomically(asked.out / "cells" / f"{cell.file_name}_{key[:12]}.json", json.dumps(record, indent=1))
+    kept = json.dumps(record, indent=1).encode()
+    Storage(asked.out).write(f"cells/{cell.file_name}_{key[:12]}.json", kept)
     return record
 
 
@@ -253,11 +254,3 @@ def relaxed_sets(method: HashMethod, config: Config) -> tuple[EncodedSet, Encode
     splits = {"query": split.query, "retrieval": split.retrieval}
     sets = encode_sets(uri, config, recipe=recipe, splits=splits, encoders={"relaxed": encode})
     return sets.require("query", split.query, uri), sets.require("retrieval", split.retrieval, uri)
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file under a temporary name and move it to its place: half of it is never read."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_name(f".{file.name}.{os.getpid()}")
-    made.write_text(text, encoding="utf-8")
-    made.replace(file)
