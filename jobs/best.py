@@ -25,10 +25,7 @@ class KeepBest:
         self, plan: TrainingRun, engine: Engine, validate: Callable[[HashMethod], dict[str, float]]
     ) -> None:
         self._plan, self._engine, self._validate = plan, engine, validate
-        self._note = f"{plan.folder}/best.json"
-        storage = plan.storage
-        held = json.loads(storage.read(self._note)) if storage.exists(self._note) else {}
-        self._best: float = held.get("score", -1.0)
+        self._best: float = (_noted(plan) or {"score": -1.0})["score"]
 
     def __call__(self, method: HashMethod) -> dict[str, float]:
         """Return the figures of the method as it stands."""
@@ -39,7 +36,8 @@ class KeepBest:
             with self._engine.whole_weights():
                 if rank() == 0:
                     keep_model(method, self._plan, metrics, path=self._plan.best)
-                    self._plan.storage.write(self._note, json.dumps({"score": score, **metrics}).encode())
+                    note = json.dumps({"score": score, **metrics}).encode()
+                    self._plan.storage.write(_note(self._plan), note)
         return metrics
 
 
@@ -49,8 +47,8 @@ def best_model(plan: TrainingRun) -> tuple[HashMethod, dict[str, float]]:
     Raises:
         ValueError: the run has not kept one.
     """
-    note = f"{plan.folder}/best.json"
-    if not plan.storage.exists(note):
+    noted = _noted(plan)
+    if noted is None:
         raise ValueError(
             f"{plan.storage.where(plan.best)}: no best model is kept; set train.validate_every_epochs and "
             "data.split.validation"
@@ -58,4 +56,16 @@ def best_model(plan: TrainingRun) -> tuple[HashMethod, dict[str, float]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "best"
         plan.storage.download_folder(plan.best, folder)
-        return from_pretrained(folder), json.loads(plan.storage.read(note))
+        return from_pretrained(folder), noted
+
+
+def _note(plan: TrainingRun) -> str:
+    return f"{plan.folder}/best.json"
+
+
+def _noted(plan: TrainingRun) -> dict[str, float] | None:
+    """Return score and metrics of the best model that a run has kept, None where it has none."""
+    try:
+        return dict(json.loads(plan.storage.read(_note(plan))))
+    except FileNotFoundError:
+        return None
