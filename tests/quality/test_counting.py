@@ -1,5 +1,6 @@
 """The compiled counts and ranks against the sorting of numpy, at the edges of blocks, words and key types."""
 
+import importlib
 from collections.abc import Iterator
 from unittest import mock
 
@@ -12,7 +13,8 @@ from pipeline.quality import counting, metrics
 from pipeline.quality.counting import count, rank, rank_nearest
 from pipeline.quality.metrics import average_precision, count_by_distance, stable_average_precision
 
-kernels = pytest.importorskip("pipeline.quality.kernels")
+pytest.importorskip("numba", reason="numba is not installed (extra `fast`)")
+kernels = importlib.import_module("pipeline.quality.kernels")
 
 Case = tuple[list[counting.Direction], dict[str, np.ndarray]]
 LENGTHS = st.sampled_from([8, 16, 64, 72, 120, 128, 136])
