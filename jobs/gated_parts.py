@@ -18,9 +18,10 @@ from pipeline.releases.forgetting import Forgotten
 from pipeline.releases.locating import read_keys, unit_name
 from pipeline.releases.manifest import code_file
 from pipeline.releases.planning import Plan
+from pipeline.releases.storage import cache_folder
 from pipeline.search.approximate import search
 from pipeline.search.families import Effort
-from pipeline.search.parts import PartsOpening, cache_folder, open_part
+from pipeline.search.parts import PartsOpening, open_part
 from pipeline.search.quantisers import open_quantiser
 
 HEALTH_ROWS = 1 << 16
@@ -107,7 +108,8 @@ def _ask(
     """Ask one part for codes near stored ones, and for stored ones."""
     night, limits = candidate.night, candidate.limits
     recipe = night.release_recipe
-    opening = PartsOpening(night.facts.code_length, cache_folder(), recipe.index.get("recipe", "BFlat"))
+    family = recipe.index.get("recipe", "BFlat")
+    opening = PartsOpening(night.facts.code_length, cache_folder("parts"), family)
     part = open_part(night.store, row, opening)
     quantiser = recipe.quantisers.get(row["side"])
     opened = open_quantiser(quantiser, night.store) if quantiser else None

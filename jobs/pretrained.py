@@ -17,7 +17,7 @@ from cmh_models.method import SIDES, HashMethod, Side
 from cmh_models.pretrained import RANDOM, fill_settings, load_weights
 from cmh_models.towers import TowersConfig
 from pipeline.learning.gather import gather_objects
-from pipeline.releases.storage import Storage
+from pipeline.releases.storage import Storage, cache_folder
 
 DESCRIPTION = ("config.json", "preprocessor_config.json", "tokenizer.json")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -102,7 +102,7 @@ def _from_storage(uri: str, name: str) -> Path:
     if not found:
         raise ValueError(f"{name}: {uri} holds no files")
     digest = blake2b(repr((storage.uri, found)).encode(), digest_size=16).hexdigest()
-    target = cache_folder() / digest
+    target = cache_folder("pretrained") / digest
     if target.is_dir():
         return target
     try:
@@ -110,12 +110,6 @@ def _from_storage(uri: str, name: str) -> Path:
     except OSError as error:
         raise ValueError(f"{name}: cannot bring {uri} here: {one_line(error)}") from error
     return target
-
-
-def cache_folder() -> Path:
-    """Return where models of object storage are kept on this node."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "hashfleet" / "pretrained"
 
 
 def _backbones(towers: TowersConfig) -> Iterator[tuple[Side, BackboneTower]]:

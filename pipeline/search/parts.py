@@ -266,12 +266,6 @@ def _check_family(part: Part, recipe: str, where: str) -> None:
         )
 
 
-def cache_folder() -> Path:
-    """Return the folder that holds the files of remote stores unless another is asked for."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "hashfleet" / "parts"
-
-
 @dataclass(frozen=True)
 class _Named:
     """What a release says of a file."""

@@ -29,13 +29,13 @@ from pipeline.releases.manifest import (
     check_store,
     read_release,
 )
-from pipeline.releases.storage import Storage
+from pipeline.releases.storage import Storage, cache_folder
 from pipeline.search import scan
 from pipeline.search.approximate import search, within
 from pipeline.search.families import Effort
 from pipeline.search.opening import Opened, open_files
 from pipeline.search.order import Nearest
-from pipeline.search.parts import Part, cache_folder
+from pipeline.search.parts import Part
 from pipeline.search.quantisers import Quantiser
 from pipeline.search.selection import (
     Selection,
@@ -137,7 +137,7 @@ class Release:
                     f"{storage.where()}: nothing is published in channel {channel!r}; a nightly run does that"
                 )
         manifest = read_release(storage, digest)
-        folder = cache_folder() if cache is None else Path(cache)
+        folder = cache_folder("parts") if cache is None else Path(cache)
         opened = open_files(storage, manifest, sides=sides, cache=folder, check=check)
         return cls(
             storage.uri,

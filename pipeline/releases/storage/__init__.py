@@ -18,7 +18,15 @@ from pipeline.releases.storage.backend import Backend, SourceFile, temporary
 from pipeline.releases.storage.local import LocalBackend
 from pipeline.releases.storage.retries import counted
 
-__all__ = ["SourceFile", "Storage", "iter_source", "list_source", "source_root", "storage_retries"]
+__all__ = [
+    "SourceFile",
+    "Storage",
+    "cache_folder",
+    "iter_source",
+    "list_source",
+    "source_root",
+    "storage_retries",
+]
 
 _PUT_LIMIT = 5 << 30  # what S3 takes in one PUT; a conditional write must be one PUT
 
@@ -201,6 +209,12 @@ def iter_source(uri: str | os.PathLike[str], *, suffix: str = ".parquet") -> Ite
 def source_root(uri: str | os.PathLike[str]) -> Storage:
     """Return the storage that the paths of `list_source(uri)` are relative to: one file's is its folder."""
     return _split_source(uri)[0]
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of this node, and this user, for copies of one kind of files from object storage."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "hashfleet" / name
 
 
 def storage_retries() -> int:
