@@ -101,12 +101,11 @@ def why_no_namespaces() -> str:
     """Say why this machine cannot make network namespaces; empty when it can."""
     if shutil.which("ip") is None:
         return "there is no `ip` (package iproute2)"
-    tried = subprocess.run(
-        ["ip", "netns", "add", "hashfleet-try"], capture_output=True, text=True, check=False
-    )
+    name = f"hf-{secrets.token_hex(4)}"  # several processes may ask at once
+    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if tried.returncode:
         return tried.stderr.strip()
-    subprocess.run(["ip", "netns", "del", "hashfleet-try"], check=True)
+    subprocess.run(["ip", "netns", "del", name], check=True)
     return ""
 
 
