@@ -73,7 +73,7 @@ def test_a_silent_endpoint_is_given_up_after_so_many_tries(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.05)
-    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.02)
     with endpoint(None) as (url, callers):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(ConnectionError, match=r"cannot be used \(ReadTimeoutError\)"):

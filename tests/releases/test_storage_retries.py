@@ -117,6 +117,7 @@ def test_what_does_not_pass_is_told_at_once(proxy: Proxy, storage: Storage) -> N
 def test_tries_are_bounded_by_number_and_by_time(
     proxy: Proxy, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "LONGEST_WAIT", 0.02)
     proxy.plan = on("GET", "x", Fault("slow down"), times=range(1, 1000))
     with pytest.raises(OSError, match="S3 answered SlowDown"):
         storage.read("x")
@@ -135,6 +136,22 @@ def test_tries_are_bounded_by_number_and_by_time(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
     with pytest.raises(ValueError, match="AWS_MAX_ATTEMPTS must be a whole number from 1, got 'many'"):
         storage.read("x")
+
+
+def test_a_store_that_is_away_for_long_is_told_of_once_and_asked_on(
+    proxy: Proxy, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retries, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.2)
+    storage.write("x", b"here")
+    away = 0.5 + time.monotonic()
+    proxy.forget(lambda _: Fault("refuse") if time.monotonic() < away else None)
+    assert storage.read("x") == b"here"
+    told = [
+        record.message for record in caplog.records if "object storage has not answered" in record.message
+    ]
+    assert 1 <= len(told) < proxy.done["refuse"]
+    assert "\n" not in told[0]
 
 
 def test_waits_are_drawn_below_a_bound_that_doubles(monkeypatch: pytest.MonkeyPatch) -> None:

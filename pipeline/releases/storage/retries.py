@@ -3,7 +3,8 @@
 Made again is what passes by itself: throttling, faults inside the store, connections that break, answers that
 do not come or end too soon. The wait before the next try is drawn evenly from nothing up to a bound that
 doubles (full jitter), so that a thousand workers which were throttled together do not come back together.
-Tries and time are bounded. Anything else (no such file, no access, a wrong name) is told at once.
+Time bounds them: a store that is away for a minute costs a run that minute. Anything else (no such file, no
+access, a wrong name) is told at once.
 """
 
 import asyncio
@@ -18,10 +19,12 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
-TRIES = 8
+TRIES = 24
 """Of one request, the first included; AWS_MAX_ATTEMPTS in the environment stands above it."""
 SECONDS = 90.0
 """No try starts later than this after the first one."""
+SILENT_SECONDS = 10.0
+"""A request that is made again for longer is told of, by one line a process in as long a time."""
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
 """Seconds: upper bounds of the wait after the first try, and of any."""
 
@@ -43,6 +46,7 @@ _CODES = frozenset(
 Answer = TypeVar("Answer")
 
 _counted: Counter[str] = Counter()
+_told = -SECONDS  # when, on the monotonic clock
 _lock = threading.Lock()
 
 
@@ -60,13 +64,30 @@ async def retried(ask: Callable[[], Awaitable[Answer]]) -> Answer:
         except Exception as error:
             reason = passing(error)
             wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2 ** (done - 1)))
-            late = time.monotonic() + wait - started > SECONDS
-            if not reason or done >= tries or late:
+            waited = time.monotonic() - started
+            if not reason or done >= tries or waited + wait > SECONDS:
                 raise
-        with _lock:
-            _counted[reason] += 1
+        _note(reason, waited)
         log.debug("try %d of %d in %.2f s: %s", done + 1, tries, wait, reason)
         await asyncio.sleep(wait)
+
+
+def _note(reason: str, waited: float) -> None:
+    """Count a try that is made again; say so where nothing else would tell why a run stands still."""
+    global _told
+    with _lock:
+        _counted[reason] += 1
+        now = time.monotonic()
+        if waited < SILENT_SECONDS or now - _told < SILENT_SECONDS:
+            return
+        _told = now
+    log.warning(
+        "object storage has not answered for %.0f s (%s): asking again, for %.0f s at most; "
+        "see AWS_ENDPOINT_URL and the network",
+        waited,
+        reason,
+        SECONDS,
+    )
 
 
 def counted() -> dict[str, int]:
