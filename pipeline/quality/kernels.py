@@ -8,37 +8,20 @@ a counter that was just written is slow to read back.
 Kernels release the GIL and share nothing, so callers run them in threads of their own.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
+
+from pipeline.search.instructions import instruction
+from pipeline.search.ranking import compiled, inlined
 
 BLOCK = 2048  # rows whose keys are made at once: their planes stay in a first-level cache
 RUN = 64  # rows that are looked at one by one when one of them is near
 STREAMS = 4
 
 
-def _kernel(function: Callable) -> Any:
-    """Compile on first use, without the GIL; cached on disk where a folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found no writable folder, neither beside this file nor the user's
-        return numba.njit(nogil=True)(function)
-
-
-def _instruction(function: Callable) -> Any:
-    """Make a function that writes LLVM instructions callable from kernels."""
-    return intrinsic(function)
-
-
-def _inlined(function: Callable) -> Any:
-    return numba.njit(nogil=True, inline="always")(function)
-
-
-@_instruction
+@instruction
 def _popcount(_typing: Any, word: Any) -> Any:
     """Count the one bits of a 64-bit word."""
 
@@ -48,7 +31,7 @@ def _popcount(_typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), build
 
 
-@_inlined
+@inlined
 def _make_keys(query, planes, relevant, start, keys):  # type: ignore[no-untyped-def]
     """Write twice the distance of `keys.size` rows from `start` on, and their relevance."""
     word, plane = query[0], planes[0][start : start + keys.size]
@@ -60,7 +43,7 @@ def _make_keys(query, planes, relevant, start, keys):  # type: ignore[no-untyped
             keys[i] += _popcount(plane[i] ^ word) << np.uint64(1)
 
 
-@_inlined
+@inlined
 def _mark_relevant(labels, planes, start, relevant):  # type: ignore[no-untyped-def]
     """Write 1 where a row from `start` on shares a label with the query, else 0."""
     word, plane = labels[0], planes[0][start : start + relevant.size]
@@ -72,7 +55,7 @@ def _mark_relevant(labels, planes, start, relevant):  # type: ignore[no-untyped-
             relevant[i] |= (plane[i] & word) != np.uint64(0)
 
 
-@_kernel
+@compiled
 def count(queries, planes, query_labels, label_planes, keys, counts):  # type: ignore[no-untyped-def]
     """Count the rows of each key, for every query and every direction.
 
@@ -90,24 +73,16 @@ def count(queries, planes, query_labels, label_planes, keys, counts):  # type: i
     for start in range(0, rows, BLOCK):
         size = min(BLOCK, rows - start)
         relevant = room[:size]
-        quarter = size // STREAMS
         for q in range(queries.shape[1]):
             _mark_relevant(query_labels[q], label_planes, start, relevant)
             for v in range(queries.shape[0]):
                 _make_keys(queries[v, q], planes[v], relevant, start, keys[:size])
-                tables[:] = 0
-                for i in range(quarter):
-                    tables[0, keys[i]] += np.uint32(1)
-                    tables[1, keys[quarter + i]] += np.uint32(1)
-                    tables[2, keys[2 * quarter + i]] += np.uint32(1)
-                    tables[3, keys[3 * quarter + i]] += np.uint32(1)
-                for i in range(STREAMS * quarter, size):
-                    tables[0, keys[i]] += np.uint32(1)
+                _count_keys(keys[:size], tables)
                 for key in range(counts.shape[2]):
                     counts[v, q, key] += tables[0, key] + tables[1, key] + tables[2, key] + tables[3, key]
 
 
-@_kernel
+@compiled
 def rank(queries, planes, query_labels, label_planes, keys, counts, cuts, precisions):  # type: ignore[no-untyped-def]
     """Count as `count` does, and rank every row: by distance, then in the order in which rows are given.
 
@@ -134,7 +109,7 @@ def rank(queries, planes, query_labels, label_planes, keys, counts, cuts, precis
             _average(ranks[:found], cuts, precisions[v, q])
 
 
-@_inlined
+@inlined
 def _count_keys(keys, tables):  # type: ignore[no-untyped-def]
     """Count the keys of each stream: four contiguous runs, the last with the rest."""
     quarter = keys.size // STREAMS
@@ -148,7 +123,7 @@ def _count_keys(keys, tables):  # type: ignore[no-untyped-def]
         tables[3, keys[i]] += np.uint32(1)
 
 
-@_inlined
+@inlined
 def _first_places(tables, places, counts, rows):  # type: ignore[no-untyped-def]
     """Turn counts into where each stream starts: ranks of its distances, and places of its relevant rows.
 
@@ -170,7 +145,7 @@ def _first_places(tables, places, counts, rows):  # type: ignore[no-untyped-def]
     return found
 
 
-@_inlined
+@inlined
 def _rank_relevant(keys, tables, places, ranks):  # type: ignore[no-untyped-def]
     """Write the ranks of the relevant rows in ascending order, four streams side by side."""
     quarter = keys.size // STREAMS
@@ -181,7 +156,7 @@ def _rank_relevant(keys, tables, places, ranks):  # type: ignore[no-untyped-def]
         _rank_row(keys[i], tables[3], places[3], ranks)
 
 
-@_inlined
+@inlined
 def _rank_row(key, before, places, ranks):  # type: ignore[no-untyped-def]
     relevant = key & 1
     rank = before[key - relevant] + np.uint32(1)
@@ -191,7 +166,7 @@ def _rank_row(key, before, places, ranks):  # type: ignore[no-untyped-def]
     places[key] = place + relevant
 
 
-@_inlined
+@inlined
 def _average(ranks, cuts, precisions):  # type: ignore[no-untyped-def]
     """Write the average precision at each cut-off, of the ascending ranks of the relevant rows."""
     total, done = 0.0, 0
@@ -208,7 +183,7 @@ def _average(ranks, cuts, precisions):  # type: ignore[no-untyped-def]
         precisions[place] = total / max(done, 1)
 
 
-@_kernel
+@compiled
 def rank_nearest(queries, planes, query_labels, label_planes, keys, counts, cut, precisions):  # type: ignore[no-untyped-def]
     """Count the rows as near as the first `cut`, and rank these; farther rows are only compared.
 
@@ -248,7 +223,7 @@ def rank_nearest(queries, planes, query_labels, label_planes, keys, counts, cut,
             table[bins - 2] += rows - table.sum()
 
 
-@_inlined
+@inlined
 def _any_below(keys, limit):  # type: ignore[no-untyped-def]
     smallest = keys[0]
     for i in range(keys.size):
@@ -256,7 +231,7 @@ def _any_below(keys, limit):  # type: ignore[no-untyped-def]
     return smallest < limit
 
 
-@_inlined
+@inlined
 def _shares(labels, planes, row):  # type: ignore[no-untyped-def]
     shared = np.uint64(0)
     for w in range(labels.size):
@@ -264,7 +239,7 @@ def _shares(labels, planes, row):  # type: ignore[no-untyped-def]
     return np.uint64(shared != np.uint64(0))
 
 
-@_inlined
+@inlined
 def _lowered(table, cut):  # type: ignore[no-untyped-def]
     """Return the first key past the distance of row `cut` among those counted."""
     inside, key = 0, 0
@@ -274,7 +249,7 @@ def _lowered(table, cut):  # type: ignore[no-untyped-def]
     return np.uint64(key)
 
 
-@_inlined
+@inlined
 def _rank_near(near, table, limit, cut):  # type: ignore[no-untyped-def]
     """Return the average precision at `cut` of keys that come in the order of their rows."""
     before, hit, rank = np.empty(table.size, np.int64), np.zeros(cut + 1, np.uint8), 0
