@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmh_models.cosines import Slope, cosine_outputs, slope_of
 from cmh_models.losses import TargetProducts, grams_of, squared_errors
-from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
+from cmh_models.method import SIDES, Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.statistics import named, under
 from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
 
@@ -68,7 +68,7 @@ class DJSRH(HashMethod):
         if int(self.rounds) < self.config.feature_rounds:
             sums |= description_sums(self, output)
         if not self._by_arrays(len(output["image"])):
-            sums |= named("batch", moments_of(output))
+            sums |= named("batch", moments_of(self._factors(output), output["units"]))
         return sums
 
     @torch.no_grad()
@@ -82,11 +82,12 @@ class DJSRH(HashMethod):
     ) -> dict[str, Term]:
         """Return the mean squared errors of pairs within and across sides."""
         codes = output["units"]
+        place = slice(everyone.start, everyone.start + len(codes))
         with torch.no_grad():
             if moments := under("batch", sums):
-                products, total = self._by_moments(output, moments), moments["rows"]
+                products = self._by_moments(self._factors(output), moments, place)
+                total = moments["rows"]
             else:
-                place = slice(everyone.start, everyone.start + len(codes))
                 products, total = self._from_arrays(everyone, place), len(everyone["units"])
         weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
         errors = squared_errors(codes, products, weights)
@@ -100,7 +101,9 @@ class DJSRH(HashMethod):
             return False
         total, width = self.global_rows, self.image.width + self.text.width
         arrays = total * total * (width + rows)
-        return arrays < rows * width * width * 11 / 4
+        # The moments of the rows, those times moments of codes, and a share of those squared.
+        share = width * rows / total
+        return arrays < width * width * (3 / 4 * rows + 2 * self.code_length + share)
 
     def _weights(self) -> tuple[float, float, float]:
         """Return factors of both sides' cosines in S~, and what is added."""
@@ -124,56 +127,41 @@ class DJSRH(HashMethod):
         codes, flat = everyone["units"], target.reshape(-1)
         return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat))
 
-    def _by_moments(self, output: HashOutput, moments: dict[str, Tensor]) -> TargetProducts:
+    def _factors(self, output: HashOutput) -> Tensor:
+        """Return (b, D + E) rows z, the weighted targets of both sides: S~_ij = z_i z_j + what is added."""
+        *weights, _ = self._weights()
+        sides = zip(SIDES, weights, strict=True)
+        return torch.cat([output[f"{side}_target"] * weight**0.5 for side, weight in sides], dim=1)
+
+    def _by_moments(self, z: Tensor, moments: dict[str, Tensor], place: slice) -> TargetProducts:
         """Return what the errors need, from moments: no array has a row for each row of the global batch.
 
-        S_ij = a_i z_j + e_i for the features z = (f, g) of rows i and j, where a_i holds the second order.
+        S = Z A Z' + Z v 1' + 1 v' Z' + k 1 1', where A = first I + second T and T = Z'Z.
         """
-        image_weight, text_weight, added = self._weights()
-        eta, mu, rows = self.config.second_order, self.config.scale, moments["rows"]
-        p = output["image_target"] * image_weight, output["text_target"] * text_weight
-        second = mu * eta / rows
-        y = _times(p, moments)
-        tilt = (
-            (second * added * image_weight) * moments["image_sum"],
-            (second * added * text_weight) * moments["text_sum"],
-        )
-        a = tuple(
-            torch.addcmul(mu * (1 - eta) * p[side] + tilt[side], y[side], second * weight)
-            for side, weight in enumerate((image_weight, text_weight))
-        )
-        z = output["image_target"], output["text_target"]
-        e = (z[0] @ tilt[0] + z[1] @ tilt[1] + mu * ((1 - eta) * added + eta * added**2))[:, None]
-        drawn = _times((a[0], a[1]), moments)
-        sums = (a[0] @ moments["image_sum"] + a[1] @ moments["text_sum"])[:, None]
-        squares = sum((each * other).sum() for each, other in zip(a, drawn, strict=True))
-        squares = squares + (e * (2 * sums + rows * e)).sum()
-        pulls = torch.addmm(e * moments["codes"], a[0], moments["image_codes"])
-        pulls.addmm_(a[1], moments["text_codes"])
-        return TargetProducts(moments["grams"], pulls, torch.as_tensor(squares))
+        added, eta, mu = self._weights()[2], self.config.second_order, self.config.scale
+        rows, t, s, codes = (moments[name] for name in ("rows", "outer", "sum", "codes"))
+        first, second = mu * (1 - eta), mu * eta / rows
+        v, k = second * added * s, first * added + second * added**2 * rows
+        drawn = torch.addmm(torch.outer(v, codes), t, moments["by_codes"] * second)
+        drawn.add_(moments["by_codes"], alpha=first)
+        pulls = torch.addmm(v @ moments["by_codes"] + k * codes, z, drawn)
+        # |Z A Z'|^2 = |T A|^2. Of its rows each rank squares a share, of the rest it counts its rows' share.
+        part = slice(*(len(t) * end // int(rows) for end in (place.start, place.stop)))
+        squares = torch.addmm(t[part] * first, t[part] * second, t).square().sum()
+        t_s, t_v, s_v = t @ s, t @ v, s @ v
+        a_s = first * s + second * t_s
+        rest = 4 * (t_v @ a_s) + 2 * k * (s @ a_s) + 2 * rows * (v @ t_v) + 2 * s_v**2
+        rest = rest + 4 * k * rows * s_v + (k * rows) ** 2
+        return TargetProducts(moments["grams"], pulls, squares + rest * (len(z) / rows))
 
 
-def moments_of(output: HashOutput) -> dict[str, Tensor]:
-    """Return sums over the local rows of target features f, g and unit codes, and of their outer products."""
-    f, g, codes = output["image_target"], output["text_target"], output["units"]
+def moments_of(z: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """Return sums over the local rows of (b, D) factors z, of (b, 2L) unit codes, and of outer products."""
     return {
-        "rows": f.new_tensor(float(len(f))),
-        "image": f.T @ f,
-        "text": g.T @ g,
-        "cross": f.T @ g,
-        "image_sum": f.sum(0),
-        "text_sum": g.sum(0),
-        "image_codes": f.T @ codes,
-        "text_codes": g.T @ codes,
+        "rows": z.new_tensor(float(len(z))),
+        "outer": z.T @ z,
+        "by_codes": z.T @ codes,
+        "sum": z.sum(0),
         "codes": codes.sum(0),
         "grams": grams_of(codes),
     }
-
-
-def _times(rows: tuple[Tensor, Tensor], moments: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the product of (b, D + E) rows with the second moments of features, by side."""
-    image, text = rows
-    return (
-        torch.mm(image, moments["image"]).addmm_(text, moments["cross"].T),
-        torch.mm(image, moments["cross"]).addmm_(text, moments["text"]),
-    )
