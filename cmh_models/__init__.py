@@ -45,8 +45,8 @@ def method_config(method: dict[str, Any]) -> MethodConfig:
 def build_method(method: dict[str, Any], towers: dict[str, Any]) -> HashMethod:
     """Build a method from its settings; weights come from torch's global generator.
 
-    The result's `spec` holds the settings with every default filled in: building from it gives the same
-    networks.
+    The result's `spec` holds the settings with every default filled in, those of a tower's newer options
+    excepted: building from it gives the same networks.
 
     Args:
         method: `name`, `code_length` and the method's own options.
@@ -59,5 +59,6 @@ def build_method(method: dict[str, Any], towers: dict[str, Any]) -> HashMethod:
     config = method_config(method)
     tower_config = TowersConfig.model_validate(towers)
     built = method_class(config.name)(config, tower_config)
-    built.spec = {"method": config.model_dump(mode="json"), "towers": tower_config.model_dump(mode="json")}
+    facts = {side: getattr(tower_config, side).facts() for side in TowersConfig.model_fields}
+    built.spec = {"method": config.model_dump(mode="json"), "towers": facts}
     return built

@@ -210,7 +210,7 @@ class DBRC(HashMethod):
         network: Described = getattr(self, side)
         seen = network.standardiser
         if self.data[side] == "dense":
-            unit = ((seen.square - seen.mean.square()) * seen.weight().square()).mean()
+            unit = seen.energy()
         elif self.data[side] == "tags":
             unit = (torch.special.entr(seen.present) + torch.special.entr(1 - seen.present)).mean()
         else:

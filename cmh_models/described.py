@@ -1,6 +1,6 @@
 """What every tower is made of: its settings, a standardised description of its inputs, a head, pixels."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,10 +17,18 @@ class Settings(BaseModel):
 
 
 class TowerSettings(Settings):
+    NEWER: ClassVar[frozenset[str]] = frozenset()
+    """Options younger than models that are in use: at its default such a one is no part of a model's name."""
+
     hidden: int = Field(default=512, ge=1, description="width of the hidden layer")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of hidden values dropped while training; drawn by row"
     )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values, without newer options that have their default."""
+        newer = {name for name in self.NEWER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=newer)
 
 
 class Described(SideNetwork):
@@ -53,7 +61,7 @@ class Described(SideNetwork):
 
     def architecture(self) -> dict[str, Any]:
         # A code does not depend on what was dropped while its weights were learnt.
-        settings = self.settings.model_dump(mode="json", exclude={"dropout"})
+        settings = {name: value for name, value in self.settings.facts().items() if name != "dropout"}
         return {"tower": settings, "code_length": self.code_length}
 
 

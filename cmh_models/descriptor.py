@@ -12,22 +12,30 @@ GRID = 6
 CELLS = 4
 DIRECTIONS = 8
 COLOURS = 64
-WIDTH = GRID * GRID * 3 + CELLS * CELLS * DIRECTIONS + COLOURS
 DESCRIPTOR_VERSION = 1
 
 
-def describe_pixels(pixels: Tensor) -> Tensor:
+def width_of(cells: int = CELLS) -> int:
+    """Return the number of features of a description."""
+    return GRID * GRID * 3 + cells * cells * DIRECTIONS + COLOURS
+
+
+WIDTH = width_of()
+
+
+def describe_pixels(pixels: Tensor, cells: int = CELLS) -> Tensor:
     """Describe pictures.
 
     Args:
         pixels: (B, S, S, 3) uint8, S at least 8.
+        cells: of gradient directions, to a side of the picture.
     Returns:
-        (B, WIDTH) float32, about 0 to 1.
+        (B, width_of(cells)) float32, about 0 to 1.
     """
     # Autocast would round the sums to half precision.
     with torch.autocast(pixels.device.type, enabled=False):
         values = pixels.float()
-        return torch.cat([_colour_grid(values), _directions(values), _colour_shares(pixels)], dim=1)
+        return torch.cat([_colour_grid(values), _directions(values, cells), _colour_shares(pixels)], dim=1)
 
 
 def _colour_grid(values: Tensor) -> Tensor:
@@ -49,7 +57,7 @@ def _cell_of(size: int, cells: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device) * cells // size
 
 
-def _directions(values: Tensor) -> Tensor:
+def _directions(values: Tensor, cells: int) -> Tensor:
     """Return per cell the gradient magnitude in each of eight directions, square-rooted."""
     grey = values[..., 0] + values[..., 1] + values[..., 2]
     dx = grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]
@@ -59,11 +67,11 @@ def _directions(values: Tensor) -> Tensor:
     right, down = dx > 0, dy > 0
     octant = _bits(right, down, dx.abs_() > dy.abs_())
     batch, height, width = magnitude.shape
-    cell = _cell_of(height, CELLS, grey.device)[:, None] * CELLS + _cell_of(width, CELLS, grey.device)
+    cell = _cell_of(height, cells, grey.device)[:, None] * cells + _cell_of(width, cells, grey.device)
     index = (cell * DIRECTIONS) + octant
-    bins = magnitude.new_zeros(batch, CELLS * CELLS * DIRECTIONS)
+    bins = magnitude.new_zeros(batch, cells * cells * DIRECTIONS)
     bins.scatter_add_(1, index.reshape(batch, -1), magnitude.reshape(batch, -1))
-    pixels_of_a_cell = height * width / CELLS**2
+    pixels_of_a_cell = height * width / cells**2
     return (bins / (765 * pixels_of_a_cell)).sqrt()
 
 

@@ -95,7 +95,7 @@ class LevelNetwork(SideNetwork):
         dtype = next(self.levels.parameters()).dtype
         if isinstance(self.levels, MapLevels):
             return (inputs.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2)
-        if isinstance(self.tower, BagOfWords) and self.vectors == "mlp":
+        if isinstance(self.tower, BagOfWords) and self.tower.embeds and self.vectors == "mlp":
             first: Tensor = self.tower(inputs)
             return first
         description = self.describe(inputs) if described is None else described
@@ -140,7 +140,7 @@ def _take_over(tower: Described, vectors: Vectors, config: LevelsConfig) -> Leve
         maps = MapLevels(tower.stages, settings.channels, config)
         del tower.stages, tower.head
         return maps
-    if isinstance(tower, BagOfWords) and vectors == "mlp":
+    if isinstance(tower, BagOfWords) and tower.embeds and vectors == "mlp":
         tower.register_module("head", nn.Identity())
         return VectorLevels(nn.Identity(), settings.hidden, config)
     for name in ("embedding", "bias", "head"):

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Scaling = Literal["zscore", "idf", "centre"]
 
@@ -29,7 +30,9 @@ class Standardiser(Statistics):
     """Centres and scales features by the moments of all rows seen while it was learning.
 
     `zscore` divides by the standard deviation, `idf` multiplies by log(1 / share of rows where the feature
-    is not zero), `centre` only centres. A feature that never varied is dropped (weight 0).
+    is not zero), `centre` only centres. A feature that never varied is dropped (weight 0), and with `rarest`
+    one that is there in a smaller share of the rows. `unit` then scales every row to a mean square of 1 over
+    the features that are left.
     """
 
     mean: Tensor
@@ -37,10 +40,13 @@ class Standardiser(Statistics):
     present: Tensor
     rows: Tensor
 
-    def __init__(self, width: int, scaling: Scaling = "zscore") -> None:
+    def __init__(
+        self, width: int, scaling: Scaling = "zscore", *, rarest: float = 0.0, unit: bool = False
+    ) -> None:
         super().__init__()
         self.width = width
         self.scaling = scaling
+        self.rarest, self.unit = rarest, unit
         # Double precision: the variance is a difference of two sums that may be almost equal.
         for name in ("mean", "square", "present"):
             self.register_buffer(name, torch.zeros(width, dtype=torch.float64))
@@ -49,7 +55,11 @@ class Standardiser(Statistics):
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, D) standardised features; before anything was learnt, the features themselves."""
         weight = self.weight()
-        return ((features - self.mean) * weight).to(features.dtype)
+        scaled = ((features - self.mean) * weight).to(features.dtype)
+        if not self.unit:
+            return scaled
+        left = (weight != 0).sum().clamp_min(1).to(scaled.dtype)
+        return functional.normalize(scaled) * left.sqrt()
 
     def weight(self) -> Tensor:
         """Return the (D,) factor of each centred feature."""
@@ -62,7 +72,17 @@ class Standardiser(Statistics):
             scale = ((self.rows + 2) / (self.present * self.rows + 1)).log()
         else:
             scale = torch.ones_like(self.mean)
-        return scale * varies
+        return scale * varies * self._is_common() if self.rarest else scale * varies
+
+    def energy(self) -> Tensor:
+        """Return the mean square of standardised features over the rows that were seen, about."""
+        weight = self.weight()
+        if self.unit:
+            return (weight != 0).to(weight.dtype).mean()
+        return ((self.square - self.mean.square()) * weight.square()).mean()
+
+    def _is_common(self) -> Tensor:
+        return (self.present >= self.rarest) | (self.rows == 0)
 
     def sums(self, features: Tensor) -> dict[str, Tensor]:
         """Return the additive statistics of the local rows."""

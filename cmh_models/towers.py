@@ -7,7 +7,7 @@ these needs a download. `transformers` and `timm` are networks from elsewhere: c
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,8 +31,13 @@ from cmh_models.statistics import Scaling, named, under
 
 
 class DescriptorTower(TowerSettings):
+    NEWER: ClassVar[frozenset[str]] = frozenset({"cells"})
+
     name: Literal["descriptor"] = "descriptor"
     image_size: int = Field(default=64, ge=8, description="side of the square picture, in pixels")
+    cells: int = Field(
+        default=descriptor.CELLS, ge=1, le=32, description="of gradient directions, to a side of the picture"
+    )
     scaling: Scaling = "zscore"
 
 
@@ -44,11 +49,24 @@ class CnnTower(TowerSettings):
 
 
 class BagTower(TowerSettings):
+    NEWER: ClassVar[frozenset[str]] = frozenset({"rarest", "unit", "trained_on"})
+
     name: Literal["bag"] = "bag"
     word_buckets: int = Field(default=1024, ge=1)
     pair_buckets: int = Field(default=4096, ge=0)
     max_words: int = Field(default=256, ge=1, description="words beyond it are cut off")
     scaling: Scaling = "idf"
+    rarest: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of rows; a word that fewer have is left out of the description",
+    )
+    unit: bool = Field(default=False, description="descriptions are all of one length")
+    trained_on: Literal["tokens", "description"] = Field(
+        default="tokens",
+        description="tokens: words and pairs, embedded and summed; description: weighed counts, no pairs",
+    )
 
 
 class FeaturesTower(TowerSettings):
@@ -75,15 +93,16 @@ class DescribedPixels(Described):
     """The head of the `descriptor` tower: two layers on the classical picture descriptor."""
 
     def __init__(self, settings: DescriptorTower, code_length: int) -> None:
-        super().__init__(settings, width=descriptor.WIDTH, scaling=settings.scaling, code_length=code_length)
-        self.image_size = settings.image_size
-        self.head = Head(descriptor.WIDTH, settings, code_length)
+        width = descriptor.width_of(settings.cells)
+        super().__init__(settings, width=width, scaling=settings.scaling, code_length=code_length)
+        self.image_size, self.cells = settings.image_size, settings.cells
+        self.head = Head(width, settings, code_length)
 
     def collate(self, values: Any) -> Tensor:
         return pixels(values, self.image_size)
 
     def describe(self, inputs: Tensor) -> Tensor:
-        return descriptor.describe_pixels(inputs)
+        return descriptor.describe_pixels(inputs, self.cells)
 
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
         return self.head(self.standardised(inputs, described), self.keys(inputs))
@@ -120,15 +139,23 @@ class ConvolutionalPixels(Described):
 
 
 class BagOfWords(Described):
-    """The `bag` tower: hashed words and pairs of words, embedded, summed, and two layers."""
+    """The `bag` tower: hashed words and pairs of words, embedded, summed, and two layers.
+
+    Or two layers on the description alone, as the `features` tower has them.
+    """
 
     def __init__(self, settings: BagTower, code_length: int) -> None:
         super().__init__(
             settings, width=settings.word_buckets, scaling=settings.scaling, code_length=code_length
         )
+        self.standardiser.rarest, self.standardiser.unit = settings.rarest, settings.unit
+        self.embeds = settings.trained_on == "tokens"
         self.buckets = settings.word_buckets
-        self.pair_buckets = settings.pair_buckets
+        self.pair_buckets = settings.pair_buckets if self.embeds else 0
         self.max_words = settings.max_words
+        if not self.embeds:
+            self.head: nn.Module = Head(self.width, settings, code_length)
+            return
         tokens = 1 + settings.word_buckets + settings.pair_buckets
         embedding = torch.randn(tokens, settings.hidden)
         # A pair starts as no more than its two words, and learns only what it adds to them.
@@ -154,6 +181,9 @@ class BagOfWords(Described):
         return torch.where(counts > 0, 1 + counts.clamp_min(1).log(), 0.0)
 
     def forward(self, inputs: Tensor, described: Tensor | None = None) -> Tensor:
+        if not self.embeds:
+            known: Tensor = self.head(self.standardised(inputs, described), self.keys(inputs))
+            return known
         summed = functional.embedding_bag(inputs, self.embedding, mode="sum", padding_idx=0)
         tokens = (inputs != 0).sum(1, keepdim=True).clamp_min(1)
         hidden = torch.relu(summed * tokens.to(summed.dtype).rsqrt() + self.bias)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cmh_models import build_method
 from cmh_models.descriptor import DESCRIPTOR_VERSION
+from cmh_models.towers import DescriptorTower
 from jobs.config import Config
 from jobs.source import source_digest
 from pipeline.corpus.decode import decode_pairs
@@ -29,6 +31,8 @@ from pipeline.releases.addresses import digest_json
 
 VALIDATION_SHARE = 0.15
 VALIDATION = "validation"
+DESCRIBED_BY = {"image_size", "cells"}
+"""Settings of a `descriptor` tower that decide the description; the others go with the layers upon it."""
 
 GROUPS: dict[str, tuple[str, Callable[[str], str]]] = {
     "icons": ("id", lambda name: name.partition("-")[0]),  # the first word: never finer than the base icon
@@ -81,12 +85,12 @@ def open_view(data: DataSet, config: Config, *, fold: int | None, described: boo
         cache: folder of all views.
     """
     image = dict(config.towers.get("image", {}))
-    described = described and image.get("name") == "descriptor"
+    description = description_of(config) if described else None
     settings: tuple[str, ...] = ()
     folder, name = data.files[0].parent, digest_json([_VIEW_VERSION, data.digest])
-    if described:
-        tower = {key: value for key, value in image.items() if key not in ("name", "image_size")}
-        name = digest_json([_VIEW_VERSION, data.digest, DESCRIPTOR_VERSION, image.get("image_size")])
+    if description is not None:
+        tower = {key: value for key, value in image.items() if key not in ("name", *DESCRIBED_BY)}
+        name = digest_json([_VIEW_VERSION, data.digest, DESCRIPTOR_VERSION, description])
         folder = _made(cache / name, lambda made: _describe(data.files, config, made))
         config_of_tower = ", ".join(f"{key}: {value}" for key, value in tower.items())
         settings = (f"towers.image={{name: features{', ' if tower else ''}{config_of_tower}}}",)
@@ -96,6 +100,15 @@ def open_view(data: DataSet, config: Config, *, fold: int | None, described: boo
         folder = _made(target, lambda made: _split_off(files, sibling_groups(data), fold, made))
         settings += (f"data.split.query=[{VALIDATION}]", "data.split.retrieval=[train]")
     return View(folder, settings)
+
+
+def description_of(config: Config) -> dict[str, Any] | None:
+    """Return how a recipe describes pictures, defaults left out; None where its tower is no descriptor."""
+    image = dict(config.towers.get("image", {}))
+    if image.get("name") != "descriptor":
+        return None
+    settings = DescriptorTower.model_validate(image)
+    return settings.model_dump(mode="json", include=DESCRIBED_BY, exclude_defaults=True)
 
 
 def sibling_groups(data: DataSet) -> dict[str, str]:

@@ -17,7 +17,7 @@ from cmh_models import METHODS, method_config
 from cmh_models.method import SIDES, HashMethod
 from cmh_models.towers import TowersConfig
 from jobs.cell_baselines import BASELINES, judge_baseline
-from jobs.cell_data import DataSet, open_view, sibling_groups
+from jobs.cell_data import DataSet, description_of, open_view, sibling_groups
 from jobs.code_version import code_commit, code_version, files_version
 from jobs.config import Config, load_config
 from jobs.pretrained import start_from_pretrained
@@ -163,15 +163,18 @@ def _recipe(cell: Cell, asked: Asked) -> Path:
 
 def cell_keys(cell: Cell, config: Config, asked: Asked) -> tuple[str, str]:
     """Return the digest of what a cell was asked for, and that of it and the code that makes its numbers."""
-    identity = digest_json(
-        {
-            "settings": settings_of(config, baseline=cell.method in BASELINES),
-            "method": cell.method,
-            "data": cell.data.digest,
-            "fold": asked.fold,
-            "seed": cell.seed,
-        }
-    )
+    facts = {
+        "settings": settings_of(config, baseline=cell.method in BASELINES),
+        "method": cell.method,
+        "data": cell.data.digest,
+        "fold": asked.fold,
+        "seed": cell.seed,
+    }
+    # Pictures that were described beforehand come as features: how, no setting of their tower tells any more.
+    recipe = load_config(str(_recipe(cell, asked)), list(asked.overrides), {})
+    if asked.described and (description := description_of(recipe)):
+        facts["pictures"] = description
+    identity = digest_json(facts)
     judging = files_version(*_JUDGING, *(_BASELINES if cell.method in BASELINES else ()))
     return identity, digest_json([identity, code_version(cell.method), judging])
 

@@ -181,13 +181,13 @@ def djsrh_terms(image: Any, text: Any, target: np.ndarray) -> dict[str, Any]:
     }
 
 
-def picture_descriptor(pixels: np.ndarray) -> list[float]:
+def picture_descriptor(pixels: np.ndarray, cells: int = 4) -> list[float]:
     """Return the descriptor of one (S, S, 3) picture, pixel by pixel: colour grid, directions, colours."""
     size = len(pixels)
     inner = size - 2
     values = pixels.astype(int)
     sums, counts = np.zeros((6, 6, 3)), np.zeros((6, 6, 1))
-    directions, colours = np.zeros((4, 4, 8)), np.zeros(64)
+    directions, colours = np.zeros((cells, cells, 8)), np.zeros(64)
     for y in range(size):
         for x in range(size):
             cell = y * 6 // size, x * 6 // size
@@ -201,8 +201,8 @@ def picture_descriptor(pixels: np.ndarray) -> list[float]:
             dx = grey[y + 1, x + 2] - grey[y + 1, x]
             dy = grey[y + 2, x + 1] - grey[y, x + 1]
             octant = 4 * (dx > 0) + 2 * (dy > 0) + (abs(dx) > abs(dy))
-            directions[y * 4 // inner, x * 4 // inner, octant] += round(np.sqrt(dx**2 + dy**2))
-    directions /= 765 * inner**2 / 16
+            directions[y * cells // inner, x * cells // inner, octant] += round(np.sqrt(dx**2 + dy**2))
+    directions /= 765 * inner**2 / cells**2
     return [*(sums / counts).ravel(), *np.sqrt(directions).ravel(), *np.sqrt(colours / size**2)]
 
 

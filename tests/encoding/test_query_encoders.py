@@ -32,8 +32,14 @@ NEAR = 1e-5  # a bit whose value is nearer to 0 may differ
 SMALL = {"width": 16, "bins": [1, 2], "windows": [30, 5]}
 BUILT = {
     "descriptor": ("image", {"name": "jdsh"}, {"image": {"name": "descriptor", "image_size": 32}}),
+    "cells": ("image", {"name": "jdsh"}, {"image": {"name": "descriptor", "image_size": 32, "cells": 6}}),
     "cnn": ("image", {"name": "jdsh"}, {"image": {"name": "cnn", "image_size": 32, "channels": [8, 16]}}),
     "bag": ("text", {"name": "jdsh"}, {}),
+    "counts": (
+        "text",
+        {"name": "jdsh"},
+        {"text": {"name": "bag", "word_buckets": 64, "trained_on": "description", "unit": True}},
+    ),
     "features": ("image", {"name": "jdsh"}, {"image": {"name": "features", "width": 20}}),
     "levels": ("text", {"name": "hsidhn", "levels": SMALL}, {}),
     "pyramid": ("text", {"name": "hsidhn", "levels": SMALL | {"text_vectors": "pyramid"}}, {}),

@@ -15,7 +15,7 @@ import pytest
 from cmh_models.artefact import from_pretrained
 from jobs import benchmark_methods, train
 from jobs.cell_data import DataSet, in_fold, sibling_groups
-from jobs.cells import Asked, Cell, cell_config, codes_digest, relaxed_sets, run_cell
+from jobs.cells import Asked, Cell, cell_config, cell_keys, codes_digest, relaxed_sets, run_cell
 from jobs.command import run_job
 from jobs.config import load_config
 from pipeline.corpus.scenes import write_corpus
@@ -136,13 +136,24 @@ def test_siblings_stand_on_one_side_of_a_fold(tmp_path: Path) -> None:
     assert groups["bell-outline"] == groups["bell-off"]
 
 
+@pytest.mark.parametrize("settings", [(), ("towers.image.cells=6",)])
 def test_pictures_described_once_give_the_numbers_of_pictures_described_in_every_step(
-    world: Path, tmp_path: Path
+    world: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     cell = Cell(DataSet.open(world / "data", "drawn"), "jdsh", 16, 1)
-    cached, full = (run_cell(cell, asked_of(world, tmp_path, described=way)) for way in (True, False))
+    asked = (asked_of(world, tmp_path, described=way, overrides=settings) for way in (True, False))
+    cached, full = (run_cell(cell, each) for each in asked)
     assert numbers(cached) == numbers(full)
     assert cached["key"] != full["key"]
+
+
+@pytest.mark.parametrize("method", ["jdsh", "ridge"])
+def test_cells_of_pictures_described_otherwise_are_others(world: Path, tmp_path: Path, method: str) -> None:
+    cell = Cell(DataSet.open(world / "data", "drawn"), method, 16, 1)
+    settings: tuple[tuple[str, ...], ...] = ((), ("towers.image.cells=4",), ("towers.image.cells=6",))
+    asked = [asked_of(world, tmp_path, overrides=each) for each in settings]
+    coarse, named, fine = (cell_keys(cell, cell_config(cell, each), each)[0] for each in asked)
+    assert coarse == named != fine
 
 
 def test_a_baseline_that_has_no_such_length_is_said_to_be_absent(run: Run) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmh_models.descriptor import WIDTH, describe_pixels
+from cmh_models.descriptor import describe_pixels, width_of
 from tests import reference
 
 
@@ -14,13 +14,18 @@ def draw(rows: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [8, 11, 16, 25])
-def test_the_descriptor_is_that_of_the_oracle(size: int) -> None:
+@pytest.mark.parametrize(("size", "cells"), [(8, 4), (11, 4), (16, 4), (25, 4), (11, 1), (16, 6), (25, 8)])
+def test_the_descriptor_is_that_of_the_oracle(size: int, cells: int) -> None:
     pixels = draw(2, size)
-    described = describe_pixels(pixels)
-    assert described.shape == (2, WIDTH)
+    described = describe_pixels(pixels, cells)
+    assert described.shape == (2, width_of(cells))
     for row, picture in zip(described, pixels.numpy(), strict=True):
-        assert np.allclose(row.numpy(), reference.picture_descriptor(picture), rtol=1e-5, atol=1e-6)
+        assert np.allclose(row.numpy(), reference.picture_descriptor(picture, cells), rtol=1e-5, atol=1e-6)
+
+
+def test_four_cells_to_a_side_are_the_default() -> None:
+    pixels = draw(2, 16)
+    assert torch.equal(describe_pixels(pixels), describe_pixels(pixels, 4))
 
 
 def test_a_row_is_described_alike_in_any_batch() -> None:

@@ -1,5 +1,7 @@
 """Thresholds estimated from a stream of similarities, and running statistics."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,27 @@ def test_idf_weighs_a_rare_word_more_than_a_common_one() -> None:
     assert weight[1] == pytest.approx(np.log(6 / 2))
     assert 0 < weight[0] < weight[1]
     assert weight[2] == 0
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 12),
+    width=st.integers(1, 6),
+    rarest=st.sampled_from((0.0, 0.2, 0.5)),
+    seed=st.integers(0, 999),
+)
+def test_rare_words_are_left_out_and_rows_have_one_length(
+    rows: int, width: int, rarest: float, seed: int
+) -> None:
+    counts = np.random.default_rng(seed).poisson(0.5, (rows, width)).astype(np.float64)
+    plain, unit = Standardiser(width, "idf"), Standardiser(width, "idf", rarest=rarest, unit=True)
+    for standardiser in (plain, unit):
+        standardiser.update(standardiser.sums(torch.from_numpy(counts)))
+    kept = [j for j in range(width) if np.mean(counts[:, j] > 0) >= rarest and np.ptp(counts[:, j]) > 0]
+    for before, after in zip(plain(torch.from_numpy(counts)), unit(torch.from_numpy(counts)), strict=True):
+        length = math.sqrt(sum(float(before[j]) ** 2 for j in kept))
+        for j in range(width):
+            scale = math.sqrt(len(kept)) / length if length > 1e-9 else 0.0
+            assert float(after[j]) == pytest.approx(float(before[j]) * scale if j in kept else 0.0, abs=1e-9)
+    assert float(unit.energy()) == pytest.approx(len(kept) / width)
+    assert float(plain.energy()) == pytest.approx(float(plain(torch.from_numpy(counts)).square().mean()))

@@ -84,9 +84,11 @@ def test_the_description_of_a_text_counts_its_words() -> None:
 
 TOWERS = [
     ("image", {"name": "descriptor", "image_size": 16}),
+    ("image", {"name": "descriptor", "image_size": 16, "cells": 6}),
     ("image", {"name": "cnn", "image_size": 16}),
     ("image", {"name": "features", "width": 6}),
     ("text", {"name": "bag"}),
+    ("text", {"name": "bag", "trained_on": "description", "unit": True}),
 ]
 
 
@@ -121,3 +123,57 @@ def test_dropout_belongs_to_the_row_and_ends_with_training(side: str, tower: dic
 def test_dropout_while_training_changes_no_fingerprint(side: Side, tower: dict[str, Any]) -> None:
     method, without = built_side(side, tower | {"dropout": 0.5}), built_side(side, tower)
     assert tower_fingerprint(method, side) == tower_fingerprint(without, side)
+
+
+NEWER: list[tuple[Side, dict[str, Any], dict[str, Any]]] = [
+    ("image", {"name": "descriptor"}, {"cells": 4}),
+    ("text", {"name": "bag"}, {"rarest": 0.0, "unit": False, "trained_on": "tokens"}),
+]
+"""Options that are younger than models in use: side, tower, the option at its default."""
+
+
+@pytest.mark.parametrize(("side", "tower", "option"), NEWER)
+def test_an_option_at_its_default_changes_no_name_of_a_model_from_before_it(
+    side: Side, tower: dict[str, Any], option: dict[str, Any]
+) -> None:
+    given, before = built_side(side, tower | option), built_side(side, tower)
+    assert given.spec == before.spec and not set(option) & set(before.spec["towers"][side])
+    assert tower_fingerprint(given, side) == tower_fingerprint(before, side)
+    assert not set(option) & set(getattr(given, side).architecture()["tower"])
+
+
+def test_cells_of_a_descriptor_stand_in_its_name_and_its_spec() -> None:
+    method = built({"name": "descriptor", "cells": 6})
+    assert method.image.architecture()["tower"]["cells"] == 6
+    again = build_method(method.spec["method"], method.spec["towers"])
+    assert again.image.width == method.image.width == 6 * 6 * 3 + 6 * 6 * 8 + 64
+
+
+@pytest.mark.parametrize("name", ["jdsh", "hsidhn"])
+def test_a_bag_trained_on_its_description_is_the_features_tower_on_weighed_counts(name: str) -> None:
+    text = {
+        "name": "bag",
+        "word_buckets": 32,
+        "hidden": 8,
+        "trained_on": "description",
+        "rarest": 0.3,
+        "unit": True,
+    }
+    torch.manual_seed(0)
+    method = build_method({"name": name, "code_length": 16}, {"image": {"name": "descriptor"}, "text": text})
+    inputs = method.collate("text", ["a red boat", "two fish", "a boat in the rain", "a red fish"])
+    assert inputs.shape == (4, 5), "no pairs of words"
+    network: Any = method.text
+    network.standardiser.update(network.standardiser.sums(network.describe(inputs)))
+    values = network.standardise(network.describe(inputs))
+    assert torch.allclose(values.square().sum(1), (values != 0).any(0).sum().expand(4).float())
+    torch.manual_seed(0)
+    features = {"name": "features", "width": 32, "hidden": 8, "scaling": "centre"}
+    given = build_method(
+        {"name": name, "code_length": 16}, {"image": {"name": "descriptor"}, "text": features}
+    )
+    given.text.load_state_dict(
+        {key: value for key, value in network.state_dict().items() if "standardiser" not in key}, strict=False
+    )
+    made, expected = method.eval().encode("text", inputs), given.eval().encode("text", values)
+    assert torch.allclose(made, expected, atol=1e-6)
