@@ -26,7 +26,7 @@ from jobs.memory import add_memory
 from jobs.night import next_tables, open_channel, open_night, plan, read_parent
 from jobs.source import undrawn
 from jobs.stages import build_parts, count_parts, find_code_files
-from pipeline.encoding.outcome import Outcome
+from pipeline.encoding.outcome import Outcome, Standing
 from pipeline.search.building import standing_parts
 
 WRITES = True
@@ -46,13 +46,14 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     parent = read_parent(night, current)
     night = settle_index(night, parent)
     wanted = plan(night, parent)
-    found = find_code_files(night, wanted)
-    missing = [row["path"] for row in wanted.encode.to_pylist() if row["code"] not in found]
-    if missing:
+    found = Standing()
+    found.found(find_code_files(night, wanted))
+    outcome = Outcome(found.table())
+    if len(missing := outcome.lacking_of(wanted)["path"]):
         raise RuntimeError(
             f"{len(missing)} code file(s) are missing, first of {missing[0]}; run `hashfleet encode` first"
         )
-    units = next_tables(night, wanted, Outcome(found=found), parent)["units"]
+    units = next_tables(night, wanted, outcome, parent)["units"]
     standing = standing_parts(parent.parts, night.store)
     if args.dry_run:
         counts = count_parts(night, units, standing)

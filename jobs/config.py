@@ -83,6 +83,7 @@ class EncodeConfig(Section):
     chunk_bytes: int = Field(default=64 << 20, ge=1 << 20)  # decoded bytes per chunk
     # Units handed to the cluster at once; the driver holds their receipts.
     units_in_flight: int = Field(default=4096, ge=1)
+    rows_in_flight: int = Field(default=20_000_000, ge=1)  # likewise: not more rows, but always one unit
     max_reject_fraction: float = Field(default=0.01, ge=0, le=1)
     max_refused_units: int = Field(default=0, ge=0)
     query_encoders: bool = True  # keep the towers beside the model as ONNX files too (extra `onnx`)

@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 
 from jobs.night import Night, Parent
 from jobs.progress import duration
-from pipeline.releases.planning import Plan
+from pipeline.encoding.outcome import PLACES
+from pipeline.releases.manifest import joined
+from pipeline.releases.planning import Plan, source_bytes
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +36,8 @@ class Estimate:
 
 def print_plan(plan: Plan, parent: Parent) -> None:
     """Say what there is to do and why."""
-    rows = _rows_before(plan, parent)
-    head = plan.encode.slice(0, LINES).to_pylist()
-    for row in head:
-        before = rows.get((row["path"], row["first_row_group"]))
+    head = plan.encode.slice(0, LINES)
+    for row, before in zip(head.to_pylist(), _rows_before(head, parent).to_pylist(), strict=True):
         what = (
             f"{row['reason']}, {row['size']} bytes, {'? rows' if before is None else f'{before} rows before'}"
         )
@@ -73,11 +73,11 @@ def estimate(plan: Plan, parent: Parent, *, rate: float | None) -> Estimate:
     Args:
         rate: source bytes per second of an earlier encoding.
     """
-    units, before = plan.counts()["units_encoded"], _rows_before(plan, parent)
-    size, files = source_bytes(plan.encode), len(plan.encode)
+    before = _rows_before(plan.encode.group_by(PLACES.names).aggregate([]), parent)
+    units, size, files = len(before), source_bytes(plan.encode), len(plan.encode)
     return Estimate(
-        rows=sum(before.values()),
-        units_of_unknown_rows=units - len(before),
+        rows=pc.sum(before).as_py() or 0,
+        units_of_unknown_rows=before.null_count,
         source_bytes=size,
         # The listing; of a unit footer, rows and a last look; of a code file a look and a write.
         requests=1 + plan.counts()["units_total"] // LIST_PAGE + 3 * units + 2 * files if files else 0,
@@ -101,21 +101,9 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['path']}[{row['first_row_group']}:{row['last_row_group']}]"
 
 
-def _rows_before(plan: Plan, parent: Parent) -> dict[tuple[str, int | None], int]:
-    """Return the rows that the parent release counts in units which are to be encoded."""
-    mine = parent.units.filter(pc.is_in(parent.units["path"], value_set=plan.encode["path"]))
-    known = mine.group_by(["path", "first_row_group"]).aggregate([("read", "max")]).to_pylist()
-    wanted = _places(plan)
-    rows = {(row["path"], row["first_row_group"]): row["read_max"] for row in known}
-    return {place: rows[place] for place in wanted if place in rows}
-
-
-def _places(plan: Plan) -> list[tuple[str, int | None]]:
-    units = plan.encode.group_by(["path", "first_row_group"]).aggregate([])
-    return list(zip(units["path"].to_pylist(), units["first_row_group"].to_pylist(), strict=True))
-
-
-def source_bytes(units: pa.Table) -> int:
-    """Return the bytes of the files that rows of units name, each file once and whole."""
-    files = units.group_by(["path"]).aggregate([("size", "max")])
-    return pc.sum(files["size_max"]).as_py() or 0
+def _rows_before(units: pa.Table, parent: Parent) -> pa.ChunkedArray:
+    """Return, for every row of some units, the rows that the parent release counts there; null: unknown."""
+    mine = parent.units.filter(pc.is_in(parent.units["path"], value_set=units["path"]))
+    known = mine.group_by(PLACES.names).aggregate([("read", "max")])
+    found = pc.index_in(joined(units, *PLACES.names), value_set=joined(known, *PLACES.names))
+    return known["read_max"].take(found)

@@ -53,17 +53,16 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         return Result(outputs=outputs, counts=count_rows(Outcome(), wanted) | {"units_left": 0})
     create_store(night.store)
     started = time.monotonic()
-    encoded = encode_units(night, wanted, budget=limit)
-    outcome, left = encoded.outcome, encoded.left
-    metrics = encode_metrics(night, outcome, seconds=time.monotonic() - started)
-    counts = count_rows(outcome, wanted) | {"units_left": len(left)}
-    if left:
-        log.info("%d units are left over; run again to go on", len(left))
-    elif not outcome.made and not outcome.refused:
+    outcome = encode_units(night, wanted, budget=limit)
+    metrics = encode_metrics(night, wanted, outcome, seconds=time.monotonic() - started)
+    counts = count_rows(outcome, wanted) | {"units_left": len(outcome.left)}
+    if counts["units_left"]:
+        log.info("%d units are left over; run again to go on", counts["units_left"])
+    elif not counts["units_encoded"] and not outcome.refused:
         log.info("nothing to encode: all %d units have their codes", counts["units_total"])
     check_limits(
         outcome,
-        next_tables(night, wanted, outcome, parent, left=left)["units"],
+        next_tables(night, wanted, outcome, parent)["units"],
         max_reject_fraction=night.config.encode.max_reject_fraction,
         max_refused_units=night.config.encode.max_refused_units,
     )

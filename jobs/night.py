@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from jobs.facts import keep_facts, model_facts
 from jobs.memory import add_memory, index_config
 from jobs.source import list_units, source_uri
 from pipeline.corpus.schema import SIDES
-from pipeline.encoding.chunks import Place
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.models import ModelFacts, artefact, keep_model
 from pipeline.encoding.outcome import Outcome, next_rejects, next_units
@@ -34,7 +33,7 @@ from pipeline.releases.manifest import (
     read_release,
     read_table,
 )
-from pipeline.releases.planning import Plan, plan_night
+from pipeline.releases.planning import Plan, plan_night, source_bytes
 from pipeline.releases.retrying import retried
 from pipeline.releases.storage import Storage, source_root
 from pipeline.search.indexing import IndexConfig
@@ -184,13 +183,16 @@ def plan(night: Night, parent: Parent) -> Plan:
     Raises:
         ValueError: the source holds no Parquet file.
     """
-    return plan_night(
-        list_units(night.uri, night.source, parent.units, limit=night.config.data.unit_bytes),
+    limit = night.config.data.unit_bytes
+    units, unread = list_units(night.uri, night.source, parent.units, limit=limit)
+    planned = plan_night(
+        units,
         night.facts.fingerprints,
         recipes=night.recipes,
         parent_units=parent.units,
         retries=retried(night.store),
     )
+    return replace(planned, unread=unread)
 
 
 def is_current(night: Night, plan: Plan, parent: Parent) -> bool:
@@ -203,9 +205,7 @@ def is_current(night: Night, plan: Plan, parent: Parent) -> bool:
     )
 
 
-def next_tables(
-    night: Night, plan: Plan, outcome: Outcome, parent: Parent, *, left: Sequence[Place] = ()
-) -> dict[str, pa.Table]:
+def next_tables(night: Night, plan: Plan, outcome: Outcome, parent: Parent) -> dict[str, pa.Table]:
     """Return the tables `units` and `rejects` of the next release.
 
     A unit that was refused or left over keeps the codes of its earlier version, marked stale, if they are of
@@ -218,35 +218,15 @@ def next_tables(
         if earlier is not None and earlier.fingerprints.get(side) == recipe.fingerprints[side]
     ]
     same_towers = parent.units.filter(pc.is_in(parent.units["side"], value_set=pa.array(usable, pa.string())))
-    refused = dict.fromkeys((path for path, _ in left), "left over") | dict(outcome.refused)
-    units = next_units(plan, replace(outcome, refused=refused), same_towers)
+    units = next_units(plan, outcome, same_towers)
     return {"units": units, "rejects": next_rejects(units, outcome, parent.rejects)}
 
 
-def without_codes(plan: Plan, outcome: Outcome, units: pa.Table, *, left: Sequence[Place]) -> int:
-    """Count the units left over of which a release would have no codes, or only some.
-
-    Args:
-        units: table `units` of the next release.
-    """
-    places, standing = set(left), outcome.standing
-    stale = units.filter(units["stale"])
-    kept = set(zip(stale["path"].to_pylist(), stale["side"].to_pylist(), strict=True))
-    paths = pa.array([path for path, _ in left], pa.string())
-    rows = plan.encode.filter(pc.is_in(plan.encode["path"], value_set=paths))
-    lacking = {
-        (row["path"], row["first_row_group"])
-        for row in rows.to_pylist()
-        if row["code"] not in standing and (row["path"], row["side"]) not in kept
-    }
-    return len(lacking & places)
-
-
-def encode_metrics(night: Night, outcome: Outcome, *, seconds: float) -> dict[str, float]:
+def encode_metrics(night: Night, plan: Plan, outcome: Outcome, *, seconds: float) -> dict[str, float]:
     """Return how long an encoding took, and of how many source bytes; later plans are estimated by that."""
-    files = {report.unit.path: report.unit.size for report in outcome.made}
-    metrics = {"encode_seconds": round(seconds, 3), "encode_bytes": sum(files.values())}
-    if files:
+    size = source_bytes(outcome.made_of(plan))
+    metrics = {"encode_seconds": round(seconds, 3), "encode_bytes": size}
+    if size:
         folder, path = night.rate_json
         try:
             folder.write(path, json.dumps(metrics).encode())

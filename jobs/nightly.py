@@ -47,12 +47,11 @@ from jobs.night import (
     open_night,
     plan,
     read_parent,
-    without_codes,
 )
 from jobs.notes import drop_notes
 from jobs.remembering import remember as remember
 from jobs.source import undrawn
-from pipeline.encoding.outcome import Outcome, check_limits, count_rows
+from pipeline.encoding.outcome import Outcome, check_limits, count_rows, without_codes
 from pipeline.releases.heads import Entry, Lease, Log
 from pipeline.releases.manifest import create_store, write_release
 from pipeline.releases.owners import is_gone, process_name
@@ -143,22 +142,21 @@ def _work(
     if report := refuse_new_model(night, parent, accepted=accepted):
         return Result("refused", counts=_count(Outcome(), wanted), details={"gate": report.as_json()})
     started = time.monotonic()
-    encoded = encode_units(night, wanted, budget=limit)
-    outcome, left = encoded.outcome, encoded.left
-    metrics = encode_metrics(night, outcome, seconds=time.monotonic() - started)
-    tables = next_tables(night, wanted, outcome, parent, left=left)
+    outcome = encode_units(night, wanted, budget=limit)
+    metrics = encode_metrics(night, wanted, outcome, seconds=time.monotonic() - started)
+    tables = next_tables(night, wanted, outcome, parent)
     check_limits(
         outcome,
         tables["units"],
         max_reject_fraction=night.config.encode.max_reject_fraction,
         max_refused_units=night.config.encode.max_refused_units,
     )
-    counts = _count(outcome, wanted, left=len(left))
+    counts = _count(outcome, wanted)
     details: dict[str, Any] = {"refused": dict(sorted(outcome.refused.items())[:LINES])}
-    if lacking := without_codes(wanted, outcome, tables["units"], left=left):
+    if lacking := without_codes(wanted, outcome, tables["units"]):
         log.info(
             "%d units are left over, %d of them without codes of this model: nothing is published; run again",
-            len(left),
+            len(outcome.left),
             lacking,
         )
         return Result(
@@ -189,8 +187,8 @@ def _work(
     return Result(outputs=outputs, metrics=metrics, counts=counts | parts, details=details)
 
 
-def _count(outcome: Outcome, wanted: Plan, *, left: int = 0) -> dict[str, int]:
-    return count_rows(outcome, wanted) | {"units_left": left}
+def _count(outcome: Outcome, wanted: Plan) -> dict[str, int]:
+    return count_rows(outcome, wanted) | {"units_left": len(outcome.left)}
 
 
 def _nothing(parent: Parent, wanted: Plan) -> Result:

@@ -6,32 +6,20 @@ nights before have made. The notes are a hint and may be deleted: they are belie
 what is not noted is read.
 """
 
-import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.encoding.codefile import Ledger
-from pipeline.encoding.units import StoredCodes, StoredFile
+from pipeline.encoding.outcome import STORED
 from pipeline.releases.addresses import heads_folder
 from pipeline.releases.storage import Storage
 
 log = logging.getLogger(__name__)
 
-NOTES = pa.schema(
-    [
-        ("code", pa.string()),  # address
-        ("sha256", pa.string()),
-        ("bytes", pa.int64()),
-        ("ledger", pa.string()),  # JSON
-        ("rejects_sha256", pa.string()),  # null where there are none
-        ("rejects_bytes", pa.int64()),
-    ]
-)
+NOTES = STORED
 
 
 def read_notes(store: Storage, channel: str) -> pa.Table:
@@ -46,26 +34,17 @@ def read_notes(store: Storage, channel: str) -> pa.Table:
         return NOTES.empty_table()
 
 
-def find_noted(notes: pa.Table, addresses: Sequence[str]) -> dict[str, StoredCodes]:
-    """Return what is noted of the code files at some addresses."""
-    found = notes.filter(pc.is_in(notes["code"], value_set=pa.array(addresses, pa.string())))
-    return {row["code"]: _stored(row) for row in found.to_pylist()}
+def find_noted(notes: pa.Table, addresses: Sequence[str]) -> pa.Table:
+    """Return what is noted of the code files at some addresses (NOTES)."""
+    return notes.filter(pc.is_in(notes["code"], value_set=pa.array(addresses, pa.string())))
 
 
-def write_notes(store: Storage, channel: str, codes: Iterable[StoredCodes], *, before: pa.Table) -> None:
-    """Note code files that stand in the store, beside those noted before; a failure is only told."""
-    rows = [
-        {
-            "code": one.address,
-            "sha256": one.codes.sha256,
-            "bytes": one.codes.size,
-            "ledger": json.dumps(asdict(one.ledger)),
-            "rejects_sha256": one.rejects.sha256 if one.rejects else None,
-            "rejects_bytes": one.rejects.size if one.rejects else None,
-        }
-        for one in codes
-    ]
-    new = pa.Table.from_pylist(rows, schema=NOTES)
+def write_notes(store: Storage, channel: str, new: pa.Table, *, before: pa.Table) -> None:
+    """Note code files that stand in the store, beside those noted before; a failure is only told.
+
+    Args:
+        new, before: NOTES.
+    """
     kept = before.filter(pc.invert(pc.is_in(before["code"], value_set=new["code"])))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables([kept, new]), sink, compression="zstd", write_page_checksum=True)
@@ -82,9 +61,3 @@ def drop_notes(store: Storage, channel: str) -> None:
 
 def _path(channel: str) -> str:
     return f"hints/{heads_folder(channel).removeprefix('heads/')}.parquet"
-
-
-def _stored(row: dict) -> StoredCodes:
-    rejects = StoredFile(row["rejects_sha256"], row["rejects_bytes"]) if row["rejects_sha256"] else None
-    ledger = Ledger(**json.loads(row["ledger"]))
-    return StoredCodes(row["code"], ledger, StoredFile(row["sha256"], row["bytes"]), rejects)

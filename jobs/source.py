@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.config import Config, ScenesConfig
-from pipeline.encoding.decoding import Source
+from pipeline.encoding.decoding import Source, one_line
 from pipeline.releases.addresses import digest_json
 from pipeline.releases.planning import cut_files, cut_row_groups, files_to_open, list_table
 from pipeline.releases.storage import SourceFile, list_source, source_root
@@ -83,16 +83,17 @@ def source_files(uri: str) -> list[SourceFile]:
     return files
 
 
-def list_units(uri: str, source: Source, parent_units: pa.Table, *, limit: int) -> pa.Table:
+def list_units(
+    uri: str, source: Source, parent_units: pa.Table, *, limit: int
+) -> tuple[pa.Table, dict[str, str]]:
     """List the units of a source, which must have some; reads the footers of new large files and no other.
-
-    A file whose footer cannot be read is a unit whole: it is refused when it is opened to be encoded.
 
     Args:
         parent_units: table `units` of the parent release.
         limit: bytes beyond which a file is cut.
     Returns:
-        one row per unit (planning.SOURCE_UNITS), sorted by path and range.
+        One row per unit (planning.SOURCE_UNITS), sorted by path and range; and by path why the footers of
+        some files could not be read. Each of these stands there whole, and is to be refused.
     Raises:
         ValueError: nothing is there, or no Parquet file.
     """
@@ -104,17 +105,19 @@ def list_units(uri: str, source: Source, parent_units: pa.Table, *, limit: int) 
         raise ValueError(_EMPTY.format(uri=uri))
     large = [SourceFile(**row) for row in files_to_open(files, parent_units, limit=limit).to_pylist()]
 
+    unread: dict[str, str] = {}
+
     def ranges(file: SourceFile) -> list[tuple[int, int]]:
         try:
             with source.open(file) as opened:
                 return cut_row_groups(_sizes(opened.metadata), limit)
         except Exception as error:  # whatever a broken file leads the readers to
-            log.debug("%s is not cut: %s", file.path, error)
+            unread[file.path] = one_line(error)
             return []
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         found = dict(zip([file.path for file in large], pool.map(ranges, large), strict=True))
-    return cut_files(files, parent_units, found)
+    return cut_files(files, parent_units, found), unread
 
 
 def _sizes(metadata: pq.FileMetaData) -> list[int]:

@@ -8,7 +8,7 @@ itself, with the same functions as a cluster's: that is done before a cluster ha
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 from jobs.budget import NO_LIMIT, Budget
 from jobs.indexing import plan_builds
 from jobs.night import Night
-from jobs.notes import find_noted, read_notes, write_notes
+from jobs.notes import NOTES, find_noted, read_notes, write_notes
 from jobs.progress import Progress
 from pipeline.corpus.schema import SchemaError
 from pipeline.encoding.chunks import Place
 from pipeline.encoding.codefile import CodeFileRecipe
-from pipeline.encoding.outcome import Outcome
-from pipeline.encoding.units import StoredCodes, UnitReport, UnitWork, find_codes, finish_unit, open_unit
+from pipeline.encoding.outcome import PLACES, Outcome, Standing, stored_table
+from pipeline.encoding.units import UnitReport, UnitWork, find_codes, finish_unit, open_unit
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN, forgotten_keys
 from pipeline.releases.heads import Log
 from pipeline.releases.planning import Plan
@@ -47,17 +47,11 @@ MANY_READS = 4096
 """More code files than this, left by an earlier run, are read by tasks of the cluster."""
 READS = 256
 """So many of them by each task."""
+OPENED = 256
+"""So many units are opened before it is looked whether their rows fill what may be in flight."""
 SECONDS_PER_NOTE = 600.0
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What an encoding came to, and which units it did not get to."""
-
-    outcome: Outcome
-    left: tuple[Place, ...] = ()
 
 
 @dataclass
@@ -65,16 +59,20 @@ class _Tally:
     """What has become of the units so far."""
 
     notebook: "_Notebook | None" = None
-    made: list[UnitReport] = field(default_factory=list)
-    found: dict[str, StoredCodes] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
     refused: dict[str, str] = field(default_factory=dict)
-    left: list[Place] = field(default_factory=list)
+    left: list[pa.RecordBatch] = field(default_factory=list)
     started: int = 0
 
-    @property
-    def standing(self) -> Iterator[StoredCodes]:
-        """Every code file of these units that stands in the store."""
-        return itertools.chain(self.found.values(), *(report.files.values() for report in self.made))
+    def leave(self, places: Sequence[Place]) -> None:
+        """Note units that are left over."""
+        columns = zip(*places, strict=True) if places else ((), ())
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, PLACES.types, strict=True)]
+        self.left.append(pa.record_batch(arrays, schema=PLACES))
+
+    def outcome(self) -> Outcome:
+        left = pa.Table.from_batches(self.left, schema=PLACES)
+        return Outcome(self.standing.table(), self.refused, left)
 
 
 class _Notebook:
@@ -85,14 +83,14 @@ class _Notebook:
         self.before = read_notes(self.store, self.channel)
         self._due = time.monotonic() + SECONDS_PER_NOTE
 
-    def write(self, standing: Iterable[StoredCodes], *, if_due: bool = False) -> None:
+    def write(self, standing: Standing, *, if_due: bool = False) -> None:
         if not if_due or time.monotonic() >= self._due:
-            write_notes(self.store, self.channel, standing, before=self.before)
+            write_notes(self.store, self.channel, standing.table().select(NOTES.names), before=self.before)
             self._due = time.monotonic() + SECONDS_PER_NOTE
 
 
-def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Encoded:
-    """Make the code files that a plan wants and that do not stand in the store yet.
+def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Outcome:
+    """Make the code files that a plan wants and that do not stand in the store yet; say what there is then.
 
     Raises:
         SchemaError: no unit has the columns that are needed.
@@ -102,7 +100,9 @@ def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Enco
         night, budget, Progress(plan.counts()["units_encoded"], *night.run_json, job=night.job)
     )
     tally = _Tally(_Notebook(night) if len(plan.encode) > MANY_FILES else None)
-    units = _units(plan.encode, _may_stand(night.store, plan.encode["code"]))
+    wanted, tally.refused = _readable(plan)
+    encoder.progress.stands(len(tally.refused))
+    units = _units(wanted, _may_stand(night.store, wanted["code"]))
     try:
         while batch := list(itertools.islice(units, night.config.encode.units_in_flight)):
             _take_batch(encoder, batch, tally)
@@ -111,12 +111,18 @@ def encode_units(night: Night, plan: Plan, *, budget: Budget = NO_LIMIT) -> Enco
             tally.notebook.write(tally.standing)
     for path, error in sorted(tally.refused.items()):
         log.warning("refused %s: %s", path, error)
-    made = tuple(sorted(tally.made, key=lambda report: (report.place[0], report.place[1] or 0)))
-    return Encoded(Outcome(made, tally.found, tally.refused), tuple(tally.left))
+    return tally.outcome()
 
 
-def find_code_files(night: Night, plan: Plan) -> dict[str, StoredCodes]:
-    """Return the code files that a plan wants and that stand in the store already, by address."""
+def _readable(plan: Plan) -> tuple[pa.Table, dict[str, str]]:
+    """Return the code files that can be made, and why others cannot, by the path of their unit."""
+    unread = pc.is_in(plan.encode["path"], value_set=pa.array(list(plan.unread), pa.string()))
+    paths = pc.unique(plan.encode["path"].filter(unread)).to_pylist()
+    return plan.encode.filter(pc.invert(unread)), {path: plan.unread[path] for path in paths}
+
+
+def find_code_files(night: Night, plan: Plan) -> pa.Table:
+    """Return the code files (STORED) that a plan wants and that stand in the store already."""
     wanted = plan.encode["code"]
     return _find(night, wanted.filter(_may_stand(night.store, wanted)).to_pylist())
 
@@ -180,12 +186,13 @@ def _place(row: Mapping[str, Any]) -> Place:
 def _take_batch(encoder: "_Encoder", units: Sequence[Rows], tally: _Tally) -> None:
     """Look which code files of some units stand, and have the others made."""
     if tally.left:  # the limit is reached: what is left is not even looked at
-        tally.left += [_place(unit[0]) for unit in units]
+        tally.leave([_place(unit[0]) for unit in units])
         return
     works = _missing(encoder.night, units, tally)
     encoder.progress.stands(len(units) - len(works))
     allowed = 0 if encoder.budget.is_over() else encoder.budget.left(tally.started)
-    tally.left += [work.place for work in works[allowed:]] if allowed is not None else []
+    if allowed is not None and works[allowed:]:
+        tally.leave([work.place for work in works[allowed:]])
     _take(encoder, works[:allowed], tally)
     if tally.notebook is not None:
         tally.notebook.write(tally.standing, if_due=True)
@@ -193,11 +200,16 @@ def _take_batch(encoder: "_Encoder", units: Sequence[Rows], tally: _Tally) -> No
 
 def _missing(night: Night, units: Sequence[Rows], tally: _Tally) -> list[UnitWork]:
     """Return the units that lack a code file, and note the files that stand."""
-    standing = [row["code"] for unit in units for row in unit if row["stands"]]
+    asked = [row["code"] for unit in units for row in unit if row["stands"]]
+    known: set[str] = set()
     if tally.notebook is not None:
-        tally.found |= find_noted(tally.notebook.before, standing)
-    tally.found |= _find(night, [address for address in standing if address not in tally.found])
-    lacking = ([row for row in unit if row["code"] not in tally.found] for unit in units)
+        noted = find_noted(tally.notebook.before, asked)
+        tally.standing.found(noted)
+        known = set(noted["code"].to_pylist())
+    found = _find(night, [address for address in asked if address not in known])
+    tally.standing.found(found)
+    known.update(found["code"].to_pylist())
+    lacking = ([row for row in unit if row["code"] not in known] for unit in units)
     return [_work(night, rows) for rows in lacking if rows]
 
 
@@ -223,27 +235,37 @@ def _work(night: Night, rows: Rows) -> UnitWork:
     )
 
 
-def _find(night: Night, addresses: Sequence[str]) -> dict[str, StoredCodes]:
-    """Read what stands at some addresses: a few files here, many in tasks of the cluster."""
+def _find(night: Night, addresses: Sequence[str]) -> pa.Table:
+    """Read what stands at some addresses (STORED): a few files here, many in tasks of the cluster."""
     if len(addresses) <= MANY_READS:
         return _find_some(addresses, night.store)
     from jobs.actors import join_cluster, map_tasks
 
     join_cluster(night)
     groups = [addresses[start : start + READS] for start in range(0, len(addresses), READS)]
-    found = map_tasks(_find_some, groups, store=night.store)
-    return {address: codes for group in found for address, codes in group.items()}
+    return pa.concat_tables(map_tasks(_find_some, groups, store=night.store))
 
 
-def _find_some(addresses: Sequence[str], store: Storage) -> dict[str, StoredCodes]:
+def _find_some(addresses: Sequence[str], store: Storage) -> pa.Table:
     with ThreadPoolExecutor(REQUESTS) as pool:
         codes = pool.map(lambda address: find_codes(address, store), addresses)
-        return {address: found for address, found in zip(addresses, codes, strict=True) if found is not None}
+        return stored_table(found for found in codes if found is not None)
 
 
 def _take(encoder: "_Encoder", works: Sequence[UnitWork], tally: _Tally) -> None:
-    """Encode some units and note what becomes of them."""
-    opened = encoder.open(works)
+    """Encode some units, as many at once as may be in flight."""
+    groups, opened = encoder.open(works), 0
+    for group in groups:
+        opened += len(group)
+        _take_opened(encoder, group, tally)
+        if encoder.budget.is_over():
+            break
+    if works[opened:]:
+        tally.leave([work.place for work in works[opened:]])
+
+
+def _take_opened(encoder: "_Encoder", opened: Sequence[UnitWork], tally: _Tally) -> None:
+    """Encode units whose footers were read, and note what becomes of them."""
     tally.refused |= {work.unit.path: work.error for work in opened if work.error}
     encoder.progress.stands(sum(bool(work.error) for work in opened))
     if not tally.started:
@@ -255,8 +277,9 @@ def _take(encoder: "_Encoder", works: Sequence[UnitWork], tally: _Tally) -> None
         if report.error:
             tally.refused[report.unit.path] = report.error
         else:
-            tally.made.append(report)
-    tally.left += sorted(waiting, key=lambda place: (place[0], place[1] or 0))
+            tally.standing.made(report)
+    if waiting:
+        tally.leave(sorted(waiting, key=lambda place: (place[0], place[1] or 0)))
 
 
 def _check_columns(works: Sequence[UnitWork]) -> None:
@@ -275,8 +298,8 @@ class _Encoder:
         self.forgotten = NOTHING_FORGOTTEN
         self.prepared = False
 
-    def open(self, works: Sequence[UnitWork]) -> list[UnitWork]:
-        """Read the footers of units."""
+    def open(self, works: Sequence[UnitWork]) -> Iterator[list[UnitWork]]:
+        """Read the footers of units; yield those that may be in flight together, in order."""
         config = self.night.config  # decoded rows that go to a GPU cross the object store, a chunk at once
         look = partial(
             open_unit,
@@ -284,8 +307,18 @@ class _Encoder:
             max_bytes=config.encode.chunk_bytes,
             join=not config.resources.gpu,
         )
+        group: list[UnitWork] = []
+        rows, limit = 0, config.encode.rows_in_flight
         with ThreadPoolExecutor(REQUESTS) as pool:
-            return list(pool.map(look, works))
+            for start in range(0, len(works), OPENED):
+                for work in pool.map(look, works[start : start + OPENED]):
+                    if group and rows + work.rows > limit:
+                        yield group
+                        group, rows = [], 0
+                    group.append(work)
+                    rows += work.rows
+        if group:
+            yield group
 
     def encode(self, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
         """Encode units and yield a report of each when its files are written; none of those not started."""

@@ -1,6 +1,8 @@
-"""What a night's encoding came to: its counts, its limits, and the unit tables of the next release. Pure."""
+"""What a night's encoding came to: its counts, its limits, and the unit tables of the next release. Pure.
 
-from collections import Counter, defaultdict
+All of it is columns: a first night over millions of units would else be as many Python objects.
+"""
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,28 +12,97 @@ import pyarrow.compute as pc
 
 from pipeline.encoding.units import StoredCodes, UnitReport
 from pipeline.releases.addresses import rejects_path
-from pipeline.releases.manifest import REJECTS, UNITS, code_file
+from pipeline.releases.manifest import REJECTS, UNITS, ManifestError, code_file, code_files, joined
 from pipeline.releases.planning import Plan
+
+_LEDGER = ("read", "encoded", "rejected", "absent")
+
+STORED = pa.schema(
+    [
+        ("code", pa.string()),  # address
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        *((name, pa.int64()) for name in _LEDGER),
+        ("rejects_sha256", pa.string()),  # null where there are none
+        ("rejects_bytes", pa.int64()),
+    ]
+)
+"""One row per code file that stands in the store: what a release says of it."""
+
+STANDING = pa.schema([*STORED, ("made", pa.bool_()), ("reused", pa.int64())])
+"""Likewise; whether this run made it, and of how many of its rows an earlier code file had the code."""
+
+PLACES = pa.schema([("path", pa.string()), ("first_row_group", pa.int32())])
+"""One row per unit."""
+
+_PAGE = 1 << 12
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of the code files that a plan wants.
 
-    `made`: units encoded in this run; `found`: code files, by address, that an earlier run left in the store;
-    `refused`: units without codes of their present version, and why.
+    `standing` (STANDING): those that stand in the store now; `refused`: paths of units without codes of
+    their present version, and why; `left` (PLACES): units that this run did not get to.
     """
 
-    made: tuple[UnitReport, ...] = ()
-    found: Mapping[str, StoredCodes] = field(default_factory=dict)
+    standing: pa.Table = field(default_factory=STANDING.empty_table)
     refused: Mapping[str, str] = field(default_factory=dict)
+    left: pa.Table = field(default_factory=PLACES.empty_table)
 
-    @property
-    def standing(self) -> dict[str, StoredCodes]:
-        """Every wanted code file that stands in the store now, by address."""
-        return dict(self.found) | {
-            codes.address: codes for unit in self.made for codes in unit.files.values()
-        }
+    def made_of(self, plan: Plan) -> pa.Table:
+        """Return the rows of a plan whose code files were made in this run."""
+        made = self.standing["code"].filter(self.standing["made"])
+        return plan.encode.filter(_is_in(plan.encode["code"], made))
+
+    def lacking_of(self, plan: Plan) -> pa.Table:
+        """Return the rows of a plan whose code files do not stand."""
+        return plan.encode.filter(pc.invert(_is_in(plan.encode["code"], self.standing["code"])))
+
+
+class Standing:
+    """Collects code files that stand in the store, as a table."""
+
+    def __init__(self) -> None:
+        self._tables = [STANDING.empty_table()]
+        self._rows: list[dict[str, Any]] = []
+
+    def made(self, report: UnitReport) -> None:
+        """Take the code files that were made of a unit."""
+        for side, codes in report.files.items():
+            self._rows.append(_stored_row(codes) | {"made": True, "reused": report.reused.get(side, 0)})
+        if len(self._rows) >= _PAGE:
+            self._close_page()
+
+    def found(self, stored: pa.Table) -> None:
+        """Take code files (STORED) that an earlier run has left."""
+        columns = {"made": pa.array([False] * len(stored)), "reused": pa.array([0] * len(stored), pa.int64())}
+        self._tables.append(pa.table([*stored.columns, *columns.values()], schema=STANDING))
+
+    def table(self) -> pa.Table:
+        """Return all of them (STANDING)."""
+        self._close_page()
+        return pa.concat_tables(self._tables)
+
+    def _close_page(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._rows, schema=STANDING))
+        self._rows = []
+
+
+def stored_table(codes: Iterable[StoredCodes]) -> pa.Table:
+    """Return code files as a table (STORED)."""
+    return pa.Table.from_pylist([_stored_row(one) for one in codes], schema=STORED)
+
+
+def _stored_row(codes: StoredCodes) -> dict[str, Any]:
+    return {
+        "code": codes.address,
+        "sha256": codes.codes.sha256,
+        "bytes": codes.codes.size,
+        **{name: getattr(codes.ledger, name) for name in _LEDGER},
+        "rejects_sha256": codes.rejects.sha256 if codes.rejects else None,
+        "rejects_bytes": codes.rejects.size if codes.rejects else None,
+    }
 
 
 def count_rows(outcome: Outcome, plan: Plan) -> dict[str, int]:
@@ -39,22 +110,20 @@ def count_rows(outcome: Outcome, plan: Plan) -> dict[str, int]:
 
     Rows are counted once per side that was read, so that read = encoded + reused + rejected + absent.
     """
-    ledgers = [(side, codes.ledger) for unit in outcome.made for side, codes in unit.files.items()]
-    reused = sum(count for unit in outcome.made for count in unit.reused.values())
-    encoded = Counter({"image": 0, "text": 0})
-    for unit in outcome.made:
-        for side, codes in unit.files.items():
-            encoded[side] += codes.ledger.encoded - unit.reused.get(side, 0)
+    made = outcome.standing.filter(outcome.standing["made"])
+    sides = plan.encode["side"].take(pc.index_in(made["code"], value_set=plan.encode["code"]))
+    fresh = pc.subtract(made["encoded"], made["reused"])
+    encoded = {side: _sum(fresh.filter(pc.equal(sides, side))) for side in ("image", "text")}
     return {
-        "rows_read": sum(ledger.read for _, ledger in ledgers),
-        "rows_encoded": encoded.total(),
+        "rows_read": _sum(made["read"]),
+        "rows_encoded": sum(encoded.values()),
         "rows_encoded_image": encoded["image"],
         "rows_encoded_text": encoded["text"],
-        "rows_reused": reused,
-        "rows_rejected": sum(ledger.rejected for _, ledger in ledgers),
-        "rows_absent": sum(ledger.absent for _, ledger in ledgers),
+        "rows_reused": _sum(made["reused"]),
+        "rows_rejected": _sum(made["rejected"]),
+        "rows_absent": _sum(made["absent"]),
         "units_total": plan.counts()["units_total"],
-        "units_encoded": len(outcome.made),
+        "units_encoded": len(outcome.made_of(plan).group_by(PLACES.names).aggregate([])),
         "units_refused": len(outcome.refused),
     }
 
@@ -63,45 +132,78 @@ def next_units(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table
     """Return the table `units` of the next release.
 
     Args:
-        parent_units: rows that a refused unit may keep, marked stale: of the same towers as this night.
+        parent_units: rows that a unit without codes may keep, marked stale: of the same towers as this night.
     """
-    standing, kept = outcome.standing, _kept_rows(plan, outcome, parent_units)
-    rows = [row | {"stale": True} for found in kept.values() for row in found]
-    for wanted in plan.encode.to_pylist():
-        codes = standing.get(wanted["code"])
-        if codes is not None and (wanted["path"], wanted["side"]) not in kept:
-            rows.append(_unit_row(wanted, codes))
-    rows.sort(key=lambda row: (row["path"], row["first_row_group"] or 0, row["side"]))
-    return pa.concat_tables([plan.reuse, pa.Table.from_pylist(rows, schema=UNITS)])
+    kept = _kept_rows(plan, outcome, parent_units)
+    stale = pa.nulls(len(kept), pa.bool_()).fill_null(True)
+    kept = kept.set_column(UNITS.get_field_index("stale"), "stale", stale).cast(UNITS)
+    found = pc.index_in(plan.encode["code"], value_set=outcome.standing["code"])
+    fresh = pc.is_valid(found)
+    if len(kept):
+        in_part = _is_in(joined(plan.encode, "path", "side"), joined(kept, "path", "side"))
+        fresh = pc.and_(fresh, pc.invert(in_part))
+    made = _unit_rows(plan.encode.filter(fresh), outcome.standing.take(found.filter(fresh)))
+    return pa.concat_tables([plan.reuse, kept, made])
 
 
-def _kept_rows(
-    plan: Plan, outcome: Outcome, parent_units: pa.Table
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _kept_rows(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table:
     """Return the rows of refused files as the parent has them: the ranges of a file are of one version."""
-    standing, reused = outcome.standing, set(plan.reuse["code"].to_pylist())
-    lacking = {(row["path"], row["side"]) for row in plan.encode.to_pylist() if row["code"] not in standing}
-    kept = defaultdict(list)
-    for row in _rows_of(parent_units, outcome.refused):
-        if (row["path"], row["side"]) in lacking and row["code"] not in reused:
-            kept[row["path"], row["side"]].append(row)
-    return kept
+    without = pa.chunked_array([pa.array(list(outcome.refused), pa.string()), *outcome.left["path"].chunks])
+    mine = parent_units.filter(_is_in(parent_units["path"], without))
+    lacking = _is_in(joined(mine, "path", "side"), joined(outcome.lacking_of(plan), "path", "side"))
+    return mine.filter(pc.and_not(lacking, _is_in(mine["code"], plan.reuse["code"])))
+
+
+def _unit_rows(wanted: pa.Table, standing: pa.Table) -> pa.Table:
+    """Return rows of UNITS of code files that were wanted, and stand as the other table says, row by row."""
+    columns = {name: wanted[name] for name in UNITS.names if name in wanted.column_names}
+    columns |= {name: standing[name] for name in _LEDGER}
+    columns |= {
+        "code_sha256": standing["sha256"],
+        "code_bytes": standing["bytes"],
+        "stale": pa.nulls(len(wanted), pa.bool_()).fill_null(False),
+        "purged": pa.nulls(len(wanted), pa.string()),
+    }
+    return pa.table([columns[name] for name in UNITS.names], schema=UNITS)
 
 
 def next_rejects(units: pa.Table, outcome: Outcome, parent_rejects: pa.Table) -> pa.Table:
-    """Return the table `rejects` that belongs to `units`."""
-    standing = outcome.standing
-    earlier = {row["rejects"]: row for row in parent_rejects.to_pylist()}
-    rows = []
-    for unit in units.filter(pc.greater(units["rejected"], 0)).to_pylist():
-        place = {name: unit[name] for name in ("path", "first_row_group", "side")}
-        codes = standing.get(unit["code"])
-        if codes is not None and codes.rejects is not None:
-            file = {"sha256": codes.rejects.sha256, "bytes": codes.rejects.size}
-            rows.append(place | file | {"rejects": unit["code"], "rows": codes.ledger.rejected})
-        else:
-            rows.append(earlier[code_file(unit)] | place)
-    return pa.Table.from_pylist(rows, schema=REJECTS)
+    """Return the table `rejects` that belongs to `units`.
+
+    Raises:
+        ManifestError: the parent's table lacks the rejects of a unit that is reused.
+    """
+    mine = units.filter(pc.greater(units["rejected"], 0))
+    codes = code_files(mine)
+    made = outcome.standing.take(pc.index_in(mine["code"], value_set=outcome.standing["code"]))
+    before = parent_rejects.take(pc.index_in(codes, value_set=parent_rejects["rejects"]))
+    fresh = pc.is_valid(made["rejects_sha256"])
+    columns = {name: mine[name] for name in ("path", "first_row_group", "side")}
+    columns |= {
+        "rejects": pc.if_else(fresh, mine["code"], codes),
+        "sha256": pc.coalesce(made["rejects_sha256"], before["sha256"]),
+        "bytes": pc.if_else(fresh, made["rejects_bytes"], before["bytes"]),
+        "rows": pc.if_else(fresh, made["rejected"], before["rows"]),
+    }
+    rejects = pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)
+    if lost := rejects.filter(pc.is_null(rejects["sha256"])).slice(0, 1).to_pylist():
+        raise ManifestError(
+            f"the current release counts rejects of {lost[0]['path']} on the {lost[0]['side']} side, and its"
+            " table of rejects does not name them; restore the table or roll back"
+        )
+    return rejects
+
+
+def without_codes(plan: Plan, outcome: Outcome, units: pa.Table) -> int:
+    """Count the units left over of which a release would have no codes, or only some.
+
+    Args:
+        units: table `units` of that release.
+    """
+    lacking, stale = outcome.lacking_of(plan), units.filter(units["stale"])
+    kept = _is_in(joined(lacking, "path", "side"), joined(stale, "path", "side"))
+    names = joined(lacking.filter(pc.invert(kept)), *PLACES.names)
+    return len(pc.unique(names.filter(_is_in(names, joined(outcome.left, *PLACES.names)))))
 
 
 def check_limits(
@@ -121,9 +223,9 @@ def check_limits(
         )
     for side in sorted(pc.unique(units["side"]).to_pylist()):
         mine = units.filter(pc.equal(units["side"], side))
-        rejected, read = pc.sum(mine["rejected"]).as_py(), pc.sum(mine["read"]).as_py()
+        rejected, read = _sum(mine["rejected"]), _sum(mine["read"])
         if rejected > max_reject_fraction * read:
-            most = max(mine.to_pylist(), key=lambda row: int(row["rejected"]))
+            (most,) = mine.slice(pc.index(mine["rejected"], pc.max(mine["rejected"])).as_py(), 1).to_pylist()
             raise RuntimeError(
                 f"{rejected} of {read} rows rejected on the {side} side, encode.max_reject_fraction allows "
                 f"{max_reject_fraction:g}; {most['rejected']} of them are in {most['path']}: see "
@@ -131,19 +233,9 @@ def check_limits(
             )
 
 
-def _unit_row(wanted: Mapping[str, Any], codes: StoredCodes) -> dict[str, Any]:
-    ledger = codes.ledger
-    return {name: wanted[name] for name in UNITS.names if name in wanted} | {
-        "code_sha256": codes.codes.sha256,
-        "code_bytes": codes.codes.size,
-        "read": ledger.read,
-        "encoded": ledger.encoded,
-        "rejected": ledger.rejected,
-        "absent": ledger.absent,
-        "stale": False,
-    }
+def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(values, value_set=others)
 
 
-def _rows_of(units: pa.Table, paths: Iterable[str]) -> list[dict[str, Any]]:
-    chosen = pc.is_in(units["path"], value_set=pa.array(list(paths), pa.string()))
-    return units.filter(chosen).to_pylist()
+def _sum(column: pa.ChunkedArray) -> int:
+    return pc.sum(column).as_py() or 0

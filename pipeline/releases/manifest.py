@@ -235,6 +235,12 @@ def code_files(units: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(units["purged"], units["code"])
 
 
+def joined(rows: pa.Table, *names: str) -> pa.ChunkedArray:
+    """Return some columns of every row as one text, to compare rows by; a null is an empty text."""
+    texts = [pc.fill_null(pc.cast(rows[name], pa.string()), "") for name in names]
+    return pc.binary_join_element_wise(*texts, "\0")  # NUL is in no path
+
+
 def create_store(storage: Storage) -> None:
     """Make the root a store if it is none yet; check it if it is one.
 

@@ -4,10 +4,12 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cmh_models.artefact import save_pretrained
@@ -18,7 +20,9 @@ from jobs.night import Parent, open_night, plan
 from jobs.notes import find_noted, read_notes, write_notes
 from jobs.progress import Progress, duration
 from pipeline.encoding.codefile import Ledger
-from pipeline.encoding.units import StoredCodes, StoredFile, UnitReport, open_unit
+from pipeline.encoding.decoding import Source
+from pipeline.encoding.outcome import stored_table
+from pipeline.encoding.units import StoredCodes, StoredFile, UnitReport, UnitWork, open_unit
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import read_release, read_table
@@ -84,6 +88,27 @@ def test_a_new_model_fills_its_channel_over_several_nights_while_main_goes_on(wo
     assert Log(store, "trial").current_release() == published is not None
 
 
+def test_no_more_rows_are_in_flight_than_allowed_but_always_a_unit(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_unit(world / "source" / "3.parquet", range(100, 120))
+    seen: list[list[int]] = []
+    encode_all = stages._Encoder.encode
+
+    def watched(self: stages._Encoder, works: list[UnitWork]) -> Iterator[UnitReport]:
+        seen.append([work.rows for work in works])
+        return encode_all(self, works)
+
+    monkeypatch.setattr(stages._Encoder, "encode", watched)
+    monkeypatch.setattr(stages, "OPENED", 2)
+    limited = run(feature_settings(world, "encode.rows_in_flight=9"))
+    assert seen == [[4, 4], [4], [20], [4, 4]]
+    assert limited.outputs == run(feature_settings(world, store="other")).outputs
+    assert seen[4:] == [[4, 4, 4, 20, 4, 4]]
+    late = run(feature_settings(world, "encode.rows_in_flight=9", store="late"), deadline="0.00001")
+    assert late.counts["units_left"] == 6
+
+
 def test_no_unit_is_started_after_the_deadline(world: Path) -> None:
     overrides = feature_settings(world)
     late = run(overrides, deadline="0.00001")
@@ -145,7 +170,8 @@ def test_what_an_earlier_night_made_is_noted_and_not_read_again(
     second = stages.encode_units(
         open_night(load_config(None, overrides, {}), argparse.Namespace()), wanted, budget=Budget(max_units=1)
     )
-    assert (len(second.outcome.found), len(second.outcome.made), len(second.left)) == (8, 1, 1)
+    made_now = second.standing["made"].to_pylist()
+    assert (made_now.count(False), made_now.count(True), len(second.left)) == (8, 2, 1)
     for file, data in kept.items():
         file.write_bytes(data)
     made[0].unlink()  # a note without its file is worth nothing
@@ -161,12 +187,10 @@ def test_damaged_notes_are_passed_over(tmp_path: Path) -> None:
         "1" * 32, Ledger(3, 1, 1, 1, {"why": 1}), StoredFile("a" * 64, 5), StoredFile("b" * 64, 6)
     )
     two = StoredCodes("2" * 32, Ledger(3, 3, 0, 0), StoredFile("c" * 64, 7))
-    write_notes(store, "main", [one], before=read_notes(store, "main"))
-    write_notes(store, "main", [two], before=read_notes(store, "main"))
-    assert find_noted(read_notes(store, "main"), ["1" * 32, "2" * 32, "3" * 32]) == {
-        "1" * 32: one,
-        "2" * 32: two,
-    }
+    for codes in (one, two):
+        write_notes(store, "main", stored_table([codes]), before=read_notes(store, "main"))
+    noted = read_notes(store, "main")
+    assert find_noted(noted, ["1" * 32, "2" * 32, "3" * 32]) == noted == stored_table([one, two])
     file = tmp_path / "hints" / "main.parquet"
     whole = file.read_bytes()
     for damaged in (b"", whole[:-9], b"no notes"):
@@ -280,6 +304,34 @@ def test_a_large_file_is_units_of_row_groups_and_gives_the_same_answers(tmp_path
     grown = run(feature_settings(tmp_path, limit))
     assert Release.open(tmp_path / "store").rows("text") == 48
     assert grown.outputs == run(feature_settings(tmp_path, limit, store="other")).outputs
+
+
+def test_a_large_file_whose_footer_cannot_be_read_is_refused_and_keeps_its_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "model")
+    write_unit(tmp_path / "source" / "large.parquet", range(40), row_group_size=4)
+    write_unit(tmp_path / "source" / "small.parquet", range(100, 104))
+    size = (tmp_path / "source" / "small.parquet").stat().st_size
+    overrides = feature_settings(tmp_path, f"data.unit_bytes={size}", "encode.max_refused_units=1")
+    run(overrides)
+    write_unit(tmp_path / "source" / "large.parquet", range(44), row_group_size=4)
+    read, failures = Source.open, [OSError("the storage is away")]
+
+    def fails_once(self: Source, unit: SourceFile) -> pq.ParquetFile:
+        if unit.path == "large.parquet" and failures:
+            raise failures.pop()
+        return read(self, unit)
+
+    monkeypatch.setattr(Source, "open", fails_once)
+    refused = run(overrides)
+    assert refused.details["refused"] == {"large.parquet": "OSError: the storage is away"}
+    assert (refused.counts["units_refused"], refused.counts["rows_read"]) == (1, 0)
+    assert stale_units(tmp_path) == {"large.parquet"}
+    assert Release.open(tmp_path / "store").rows("text") == 44
+    mended = run(overrides)
+    assert (mended.counts["units_refused"], stale_units(tmp_path)) == (0, set())
+    assert mended.outputs == run(feature_settings(tmp_path, f"data.unit_bytes={size}", store="other")).outputs
 
 
 def answers(store: Path) -> list[list[str]]:

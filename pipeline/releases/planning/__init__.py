@@ -6,16 +6,16 @@ tables: a source of a million units is planned in seconds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.codes import PACKER_VERSION
 from pipeline.releases.addresses import check_path
-from pipeline.releases.manifest import UNITS, code_files, leaves_root
+from pipeline.releases.manifest import UNITS, code_files, joined, leaves_root
 from pipeline.releases.planning.addressing import code_addresses, unit_tokens
-from pipeline.releases.planning.listing import SOURCE, list_table, source_table
+from pipeline.releases.planning.listing import SOURCE, list_table, source_bytes, source_table
 from pipeline.releases.planning.splitting import (
     SOURCE_UNITS,
     UNIT_BYTES,
@@ -40,6 +40,7 @@ __all__ = [
     "files_to_open",
     "list_table",
     "plan_night",
+    "source_bytes",
     "source_table",
 ]
 
@@ -63,13 +64,15 @@ class Plan:
     `encode` (WORK, sorted by path, range and side): code files that the parent release does not name. Some
     may stand in the store already, left by a run that was ended. `reuse` (UNITS, side by side): rows of the
     next release, ready as they are; `moved`: nothing is to be encoded, yet they are not just those of the
-    parent, for the same files. `vanished`: paths that the parent has and the source has no more.
+    parent, for the same files. `vanished`: paths that the parent has and the source has no more. `unread`:
+    large files, by path, whose footers could not be read, and why: nobody knows which units they are.
     """
 
     encode: pa.Table
     reuse: pa.Table
     vanished: tuple[str, ...]
     moved: bool = False
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -215,19 +218,13 @@ def _explained(missing: pa.Table, parent: pa.Table, mine: pa.Array, tower: _Towe
     earlier = parent.select([*_PLACE, "unit", "code", "purged"]).take(near)
     # The address says of itself whether tower and recipe are those of tonight, also that of a retried unit.
     usable = earlier.filter(follow_where(tower.addresses(earlier["unit"]), earlier["code"], tower.retries))
-    found = pc.index_in(_place(missing), value_set=_place(usable))
+    found = pc.index_in(joined(missing, *_PLACE), value_set=joined(usable, *_PLACE))
     return pa.table([*missing.columns, reasons, code_files(usable).take(found)], schema=WORK)
 
 
 def _known(values: pa.ChunkedArray, parent: pa.ChunkedArray) -> pa.ChunkedArray:
     """Tell which values the parent has; its own are looked up first, for as a rule the values are few."""
     return pc.is_in(values, value_set=parent.filter(pc.is_in(parent, value_set=values)))
-
-
-def _place(units: pa.Table) -> pa.ChunkedArray:
-    """Return path and range of every row as one text; NUL is in no path."""
-    first, last = (pc.fill_null(pc.cast(units[name], pa.string()), "") for name in _PLACE[1:])
-    return pc.binary_join_element_wise(units["path"], first, last, "\0")
 
 
 def _vanished(units: pa.Table, parent: pa.Table) -> tuple[str, ...]:

@@ -45,6 +45,12 @@ def source_table(files: Iterable[SourceFile]) -> pa.Table:
     return table
 
 
+def source_bytes(units: pa.Table) -> int:
+    """Return the bytes of the files that rows of units name, each file once and whole."""
+    files = units.group_by(["path"]).aggregate([("size", "max")])
+    return pc.sum(files["size_max"]).as_py() or 0
+
+
 def _batch(page: list[tuple[str, int, str]]) -> pa.RecordBatch:
     columns = zip(*page, strict=True) if page else ((), (), ())
     arrays = [pa.array(values, kind) for values, kind in zip(columns, SOURCE.types, strict=True)]
