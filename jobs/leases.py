@@ -48,17 +48,27 @@ class StoreLease:
 
     held: dict[str, tuple[Log, Lease]] = field(default_factory=dict)
     locked_by: str = ""
+    seconds: float = 900
 
     def undisturbed(self) -> bool:
-        """Tell whether every one of them is still held."""
-        return all(channel.is_live(lease) for channel, lease in self.held.values())
+        """Tell whether every one of them is still held, by an entry in each log.
+
+        A rollback that has looked at the store before finds its number taken, and looks again.
+        """
+        try:
+            for channel, lease in self.held.values():
+                channel.renew(lease, self.seconds)
+        except RuntimeError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
 
 @contextmanager
 def whole_store(log: Log, config: Config) -> Iterator[StoreLease]:
     """Hold the lease of every channel of a store, and keep new channels from starting meanwhile."""
     seconds, owner = config.store.lease_seconds, process_name()
-    leases = StoreLease()
+    leases = StoreLease(seconds=seconds)
     with contextlib.ExitStack() as stack:
         for channel in _logs(log):
             single = config.store.single_writer

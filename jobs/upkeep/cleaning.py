@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jobs.command import Result
 from jobs.leases import StoreLease, whole_store
 from jobs.upkeep.request import Request
-from pipeline.releases.collecting import PATIENCE, kept_releases, mark, sweep, unneeded
+from pipeline.releases.collecting import PATIENCE, kept_releases, mark, sweep, unneeded, young_releases
 from pipeline.releases.forgetting import forgotten_keys
 from pipeline.releases.storage import SourceFile
 
@@ -25,30 +25,34 @@ def collect(request: Request) -> Result:
     request.none("gc")
     keep = KEEP if request.args.keep is None else request.args.keep
     if request.dry_run:
-        files, _ = _find(request, kept_releases(request.log.storage, keep=keep))
+        files = _find(request, kept_releases(request.log.storage, keep=keep))
         return _told(request, files, removed=0)
     with whole_store(request.log, request.config) as lease:
         if lease.locked_by:
             log.info("locked: a lease is held, of %s", lease.locked_by)
             return Result("locked", details={"holder": lease.locked_by})
-        kept, purged = _purge(request, lease, keep=keep) if request.args.purge else ({}, 0)
-        files, _ = _find(request, kept or kept_releases(request.log.storage, keep=keep))
+        purged = 0
+        if request.args.purge:
+            kept, purged = _purge(request, lease, keep=keep)
+        else:
+            kept = kept_releases(request.log.storage, keep=keep)
+        files = _find(request, kept)
         removed = sweep(request.log.storage, files, undisturbed=lease.undisturbed)
     return _told(request, files, removed=removed, purged=purged)
 
 
-def _find(request: Request, kept: dict[str, list[str]]) -> tuple[list[SourceFile], int]:
+def _find(request: Request, kept: set[str]) -> list[SourceFile]:
     """List what can go. A purge leaves nothing for ended runs: their files may hold what was forgotten."""
     storage, now = request.log.storage, time.time()
     if request.args.purge:
         older_than = noted_since = math.inf
     else:
         older_than, noted_since = now - 3600 * request.args.grace_hours, now - PATIENCE
-    marked = mark(storage, kept, noted_since=noted_since)
-    return unneeded(storage, marked, older_than=older_than, now=now), len(kept)
+    marked = mark(storage, kept | young_releases(storage, since=older_than), noted_since=noted_since)
+    return unneeded(storage, marked, older_than=older_than, now=now)
 
 
-def _purge(request: Request, lease: StoreLease, *, keep: int) -> tuple[dict[str, list[str]], int]:
+def _purge(request: Request, lease: StoreLease, *, keep: int) -> tuple[set[str], int]:
     """Rewrite and publish the current release of every channel; return what is kept, and how many were."""
     from jobs.upkeep.purging import Purge  # needs what encodes and indexes, which the other actions can spare
 
@@ -62,11 +66,7 @@ def _purge(request: Request, lease: StoreLease, *, keep: int) -> tuple[dict[str,
             channel.publish(held, left, keep_lease=True)
             log.info("channel %s: release %s without forgotten keys is %s", name, current, left)
             count += 1
-    kept = {
-        name: [digest for digest in digests if not purge.holds(digest)]
-        for name, digests in kept_releases(storage, keep=keep).items()
-    }
-    return kept, count
+    return {digest for digest in kept_releases(storage, keep=keep) if not purge.holds(digest)}, count
 
 
 def _told(request: Request, files: Sequence[SourceFile], *, removed: int, purged: int = 0) -> Result:

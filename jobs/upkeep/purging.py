@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from pipeline.encoding.purging import purge, purged_address
 from pipeline.releases.addresses import code_path, rejects_path, sha256
 from pipeline.releases.forgetting import Forgotten
-from pipeline.releases.locating import read_keys, sorted_ids, unit_name
+from pipeline.releases.locating import read_keys, sorted_ids, unit_names
 from pipeline.releases.manifest import (
     REJECTS,
     SCHEMAS,
     UNITS,
     ManifestError,
     code_file,
+    joined,
     read_release,
     read_table,
     write_release,
@@ -44,18 +45,11 @@ class Purge:
             for part in tables["parts"].to_pylist()
             for name in self._in_part(part["part"])
         }
-        for file in tables["rejects"].to_pylist():
-            if self._in_rejects(file["rejects"]):
-                mine = pc.and_(
-                    pc.equal(tables["units"]["path"], file["path"]),
-                    pc.equal(tables["units"]["side"], file["side"]),
-                )
-                found |= {
-                    (unit_name(unit), file["side"])
-                    for unit in tables["units"].filter(mine).to_pylist()
-                    if unit["first_row_group"] == file["first_row_group"]
-                }
-        return found
+        files = tables["rejects"]
+        holds = [self._in_rejects(address) for address in files["rejects"].to_pylist()]
+        holding = files.filter(pa.array(holds, pa.bool_()))
+        units = tables["units"].filter(_is_in(tables["units"], holding))
+        return found | set(zip(unit_names(units).to_pylist(), units["side"].to_pylist(), strict=True))
 
     def holds(self, digest: str) -> bool:
         """Tell whether a release holds a forgotten key."""
@@ -73,23 +67,30 @@ class Purge:
         wanted = self.units(tables)
         if not wanted:
             return digest
-        rows = tables["units"].to_pylist()
-        rejects = {file["rejects"]: file for file in tables["rejects"].to_pylist()}
-        for unit in rows:
-            if (unit_name(unit), unit["side"]) in wanted:
-                before = code_file(unit)
-                unit |= self._purged(unit)
-                rejects.pop(before, None)
-                rejects[code_file(unit)] = self._rejects_row(unit)
-        units = pa.Table.from_pylist(rows, schema=UNITS)
+        units, rejects = self._rewritten(tables, wanted)
         config = IndexConfig.from_release(manifest.recipe.index)
         plans = plan_release_parts(units, config, manifest.recipe.quantisers)
         known, missing = reuse_parts(plans, tables["parts"])
         parts = parts_table(known + [make_part(plan, self.storage) for plan in missing])
-        left = {"units": units, "parts": parts}
-        left["rejects"] = pa.Table.from_pylist(list(rejects.values()), schema=REJECTS)
+        left = {"units": units, "parts": parts, "rejects": rejects}
         notes = manifest.notes | {"purged_from": digest}
         return write_release(self.storage, manifest.recipe, tables=left, notes=notes)
+
+    def _rewritten(self, tables: Mapping[str, pa.Table], wanted: set[Where]) -> tuple[pa.Table, pa.Table]:
+        """Write what is left of these units' files; return the tables `units` and `rejects` that name it."""
+        units, rejects = tables["units"], tables["rejects"]
+        names = pc.binary_join_element_wise(unit_names(units), units["side"], "\0")
+        touched = pc.is_in(names, value_set=pa.array(["\0".join(one) for one in wanted]))
+        rows = units.filter(touched).to_pylist()  # of the others there may be millions
+        for unit in rows:
+            unit |= self._purged(unit)
+        changed = pa.Table.from_pylist(rows, schema=UNITS)
+        listed = pa.Table.from_pylist([self._rejects_row(unit) for unit in rows], schema=REJECTS)
+        kept = rejects.filter(pc.invert(_is_in(rejects, changed)))
+        return (
+            pa.concat_tables([units.filter(pc.invert(touched)), changed]),
+            pa.concat_tables([kept, listed]),
+        )
 
     def _purged(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Write what is left of a unit's files and return what changes in its row."""
@@ -139,3 +140,9 @@ class Purge:
             return self.storage.read(path)
         except FileNotFoundError as error:
             raise ManifestError(f"{self.storage.where(path)} is missing: a release names it") from error
+
+
+def _is_in(rows: pa.Table, others: pa.Table) -> pa.ChunkedArray:
+    """Tell of every row of `units` or `rejects` whether the other table names its unit and side, too."""
+    mine, theirs = (joined(table, "path", "first_row_group", "side") for table in (rows, others))
+    return pc.is_in(mine, value_set=theirs)

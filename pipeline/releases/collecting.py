@@ -2,13 +2,14 @@
 
 Kept are the newest releases of each channel, the current one among them. Whoever sweeps holds the lease of
 every channel, so that no run is counting on a file that no release names yet; and files younger than a grace
-time stay in any case, for the run that will go on where an ended one stopped. What makes a file count is
+time stay in any case, for the run that will go on where an ended one stopped. So do whole releases: where a
+manifest stands, all that it names does. What makes a file count is
 removed before what it counts on: a sweep that is ended leaves whole files only, and is simply run again.
 """
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from pipeline.releases.addresses import (
 )
 from pipeline.releases.forgetting import FORGOTTEN
 from pipeline.releases.heads import FORGOTTEN_LOG, Log, channels
-from pipeline.releases.manifest import SCHEMAS, ReleaseManifest, read_release, read_table
+from pipeline.releases.manifest import SCHEMAS, ManifestError, ReleaseManifest, read_release, read_table
 from pipeline.releases.retrying import RETRIES, chain, read_note
 from pipeline.releases.storage import SourceFile, Storage
 from pipeline.releases.upkeep import named_files
@@ -47,9 +48,8 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Marked:
-    """What is needed: releases by channel, newest first, and the paths of all files that they name."""
+    """What is needed: the paths of all files that some releases name."""
 
-    releases: Mapping[str, Sequence[str]]
     paths: frozenset[str]
     folders: tuple[str, ...]  # whole folders that are needed, with a slash at their end
 
@@ -58,31 +58,51 @@ class Marked:
         return path in self.paths or path.startswith(self.folders)
 
 
-def kept_releases(storage: Storage, *, keep: int) -> dict[str, list[str]]:
-    """Return the newest releases of every channel, newest first; the first is the current one.
+def kept_releases(storage: Storage, *, keep: int) -> set[str]:
+    """Return the newest releases of every channel, the current ones among them.
 
     Raises:
         ValueError: `keep` is below 1.
     """
     if keep < 1:
         raise ValueError(f"at least the current release of every channel is kept, got --keep {keep}")
-    return {name: list(itertools.islice(Log(storage, name).releases(), keep)) for name in channels(storage)}
+    logs = [Log(storage, name) for name in channels(storage)]
+    return {digest for log in logs for digest in itertools.islice(log.releases(), keep)}
 
 
-def mark(storage: Storage, releases: Mapping[str, Sequence[str]], *, noted_since: float) -> Marked:
-    """Find what the releases of every channel need that are kept, and what the next ones have so far.
+def young_releases(storage: Storage, *, since: float) -> set[str]:
+    """Return the releases whose manifests were written since (Unix seconds), published or not.
+
+    One that is damaged is told of and left out: nobody can go back to it.
+    """
+    found = set()
+    for file in storage.files("releases"):
+        digest = file.path.removeprefix("releases/").removesuffix(".json")
+        if file.modified < since:
+            continue
+        try:
+            read_release(storage, digest)
+        except ManifestError as error:
+            log.warning("%s", error)
+        else:
+            found.add(digest)
+    return found
+
+
+def mark(storage: Storage, releases: set[str], *, noted_since: float) -> Marked:
+    """Find what the releases need that are kept, and what the next ones of their channels have so far.
 
     Args:
         noted_since: Unix seconds; what the nights of a channel have made without publishing it is needed if
             they have noted some of it since.
     Raises:
         ManifestError: one of them is missing or damaged, so that nobody knows what it needs; roll back to a
-            whole one, or keep fewer.
+            whole one, keep fewer, or lower the grace time.
     """
     paths: set[str] = set()
     models: set[str] = set()
     wanted: set[str] = set()
-    for digest in sorted({digest for digests in releases.values() for digest in digests}):
+    for digest in sorted(releases):
         manifest = read_release(storage, digest)
         tables = {name: read_table(storage, manifest, name) for name in SCHEMAS}
         paths |= {file.path for file in named_files(tables)} | set(_own_files(digest, manifest))
@@ -90,7 +110,7 @@ def mark(storage: Storage, releases: Mapping[str, Sequence[str]], *, noted_since
         wanted |= set(pc.unique(tables["units"]["code"]).to_pylist())
     paths |= set(_needed_notes(storage, wanted)) | set(_forgotten(storage))
     paths |= set(_unpublished(storage, noted_since))
-    return Marked(releases, frozenset(paths), tuple(sorted(models)))
+    return Marked(frozenset(paths), tuple(sorted(models)))
 
 
 def unneeded(storage: Storage, marked: Marked, *, older_than: float, now: float) -> list[SourceFile]:
@@ -120,7 +140,8 @@ def sweep(storage: Storage, files: Sequence[SourceFile], *, undisturbed: Callabl
     Manifests go first. If a rollback has come meanwhile they are put back and nothing is removed.
 
     Args:
-        undisturbed: tells whether all leases are still held, under which the files were found.
+        undisturbed: tells whether all leases are still held under which the files were found, and appends an
+            entry to each of their logs.
     Raises:
         RuntimeError: they are not.
     """
@@ -128,9 +149,14 @@ def sweep(storage: Storage, files: Sequence[SourceFile], *, undisturbed: Callabl
     saved = {path: storage.read(path) for path in manifests}
     for path in manifests:
         storage.delete(path)
-    if not undisturbed():
-        for path, data in saved.items():
-            storage.create(path, data)
+    quiet = False
+    try:
+        quiet = undisturbed()
+    finally:
+        if not quiet:
+            for path, data in saved.items():
+                storage.create(path, data)
+    if not quiet:
         raise RuntimeError(f"{storage.where()}: a rollback or another run came between; nothing was removed")
     rest = [file.path for file in files if not file.path.startswith("releases/")]
     with ThreadPoolExecutor(_THREADS) as pool:

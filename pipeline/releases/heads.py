@@ -189,14 +189,6 @@ class Log:
         assert renewed is not None
         return renewed
 
-    def is_live(self, lease: Lease) -> bool:
-        """Tell whether a lease is still held: its time has not passed, and nothing has ended it."""
-        try:
-            self._check_live(lease, self.newest(), self._clock())
-        except RuntimeError:
-            return False
-        return True
-
     def publish(self, lease: Lease, release: str, *, keep_lease: bool = False) -> Entry:
         """Make a release current and end the lease, in one step.
 
@@ -266,12 +258,16 @@ class Log:
         return self._append("forget", owner, change=name)
 
     def _point(self, kind: Kind, release: str, owner: str) -> Entry:
-        read_release(self.storage, check_digest(release))
-        change = {"release": release, "holder": "", "expires": 0}
-        entry = self._append(kind, owner, change=lambda tip, now: change)
+        check_digest(release)
+
+        def point(tip: Entry | None, now: float) -> dict[str, Any]:
+            # After the newest entry was read, each time. Whoever removes releases appends an entry once they
+            # are gone: either this look finds that, or that entry cannot be appended any more.
+            read_release(self.storage, release)
+            return {"release": release, "holder": "", "expires": 0}
+
+        entry = self._append(kind, owner, change=point)
         assert entry is not None
-        # Again: it may have been collected between the look and the append. Whoever collects looks again too.
-        read_release(self.storage, release)
         return entry
 
     def _is_cleaned(self, is_gone: Callable[[str], bool]) -> bool:

@@ -1,14 +1,18 @@
 """Upkeep of real stores: where a key is, back and forth between releases, and what gc may remove."""
 
 import itertools
+import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from cmh_models.artefact import artefact_digest, save_pretrained
+from jobs.leases import StoreLease
 from jobs.notes import NOTES, write_notes
 from pipeline.encoding.encoder import encode_side
+from pipeline.encoding.outcome import stored_table
 from pipeline.encoding.units import find_codes
 from pipeline.releases.heads import Entry, Log
 from pipeline.releases.manifest import SCHEMAS, read_release, read_table
@@ -173,7 +177,8 @@ def test_what_a_channel_has_made_without_publishing_stays_until_a_purge(world: W
     assert call(world, "releases", "gc", "--keep", "1")[1]["counts"]["files_unneeded"] == 0  # they are young
     codes = [find_codes(path[len("codes/") : -len(".parquet")], world.store) for path in sorted(noted)]
     # As a night of many units does; gc then keeps them however old they are.
-    write_notes(world.store, "next", [one for one in codes if one], before=NOTES.empty_table())
+    noted_codes = stored_table(one for one in codes if one)
+    write_notes(world.store, "next", noted_codes, before=NOTES.empty_table())
     assert swept(world, "--keep", "1")[0] == 0
     assert noted <= world.named_files()
     assert swept(world, "--keep", "1", "--purge")[0] == 0
@@ -224,6 +229,65 @@ def test_a_rollback_during_gc_finds_its_release_whole(world: World, monkeypatch:
     assert (code, "a rollback or another run came between" in result["error"]) == (1, True)
     assert world.current() == first
     assert verify(world.store, first).faults == ()
+
+
+def test_a_rollback_never_points_at_what_gc_has_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollback has found its release; before it appends, gc removes that and looks whether it may."""
+    first, second = releases_of(world)
+    found, removed, done = threading.Event(), threading.Event(), list[Exception]()
+    undisturbed, append = StoreLease.undisturbed, Log._create
+
+    def slow(self: Log, entry: Entry) -> bool:
+        if entry.kind == "rollback" and not found.is_set():
+            found.set()
+            assert removed.wait(60)
+        return append(self, entry)
+
+    def roll_back() -> None:
+        try:
+            Log(world.store).rollback(first, "operator")
+        except Exception as error:
+            done.append(error)
+
+    operator = threading.Thread(target=roll_back)
+
+    def checked(self: StoreLease) -> bool:
+        quiet = undisturbed(self)
+        removed.set()
+        operator.join(60)
+        return quiet
+
+    delete = Storage.delete
+
+    def watched(self: Storage, path: str) -> None:
+        if path.startswith("releases/"):
+            operator.start()
+            assert found.wait(60)
+        delete(self, path)
+
+    monkeypatch.setattr(Log, "_create", slow)
+    monkeypatch.setattr(StoreLease, "undisturbed", checked)
+    monkeypatch.setattr(Storage, "delete", watched)
+    assert swept(world, "--keep", "1")[0] == 0
+    assert "is missing: there is no release" in str(done[0])
+    assert (world.current(), releases_of(world)) == (second, [first, second])
+    assert verify(world.store, second).faults == ()
+
+
+def test_a_release_whose_manifest_is_young_stays_whole(world: World) -> None:
+    first, _ = releases_of(world)
+    long_ago = time.time() - 30 * 86400
+    for folder in GARBAGE:
+        for path in world.store.list(folder):
+            os.utime(world.folder / "store" / path, (long_ago, long_ago))
+    os.utime(world.folder / "store" / "releases" / f"{first}.json")
+    assert call(world, "releases", "gc", "--keep", "1")[1]["counts"]["files_unneeded"] == 0
+    assert verify(world.store, first).faults == ()
+    os.utime(world.folder / "store" / "releases" / f"{first}.json", (long_ago, long_ago))
+    assert call(world, "releases", "gc", "--keep", "1")[1]["counts"]["files_unneeded"] > 0
+    assert call(world, "releases", "rollback", first)[0] == 1
 
 
 def test_a_gc_that_is_ended_anywhere_leaves_whole_files_and_is_run_again(
