@@ -26,7 +26,8 @@ from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
 from pipeline.releases.storage import SourceFile, Storage
 
 PIECES = 16
-"""So many chunks of a unit with earlier codes are encoded together."""
+"""So many chunks of a unit with earlier codes are encoded together: as a rule few of their rows are left for
+the network, and its last pass takes as long for one row as for a whole tile."""
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,28 @@ def find_codes(address: str, store: Storage) -> StoredCodes | None:
 
 
 def _keep(made: CodeFile, store: Storage) -> StoredCodes:
-    """Write rejects, then codes; what stands already is what counts."""
+    """Write rejects, then codes. A code file that stands already is what counts, and its rejects with it.
+
+    Rejects without a code file are of a run that was ended between the two. They count for nothing and may
+    name what was forgotten since, so they are replaced.
+    """
     address = made.recipe.address
-    rejects = None
-    if made.rejects is not None:
-        rejects = _create(rejects_path(address), made.rejects, store)
-    return StoredCodes(address, made.ledger, _create(code_path(address), made.codes, store), rejects)
-
-
-def _create(path: str, data: bytes, store: Storage) -> StoredFile:
-    return _stored(data if store.create(path, data) else store.read(path))
+    codes, rejects, before = code_path(address), rejects_path(address), None
+    if made.rejects is not None and not store.create(rejects, made.rejects):
+        before = store.read(rejects)
+        if before == made.rejects or store.exists(codes):
+            before = None
+        else:
+            store.write(rejects, made.rejects)
+    if store.create(codes, made.codes):
+        left = None if made.rejects is None else _stored(made.rejects)
+        return StoredCodes(address, made.ledger, _stored(made.codes), left)
+    if before is not None:  # another was quicker, and these are its own
+        store.write(rejects, before)
+    found = find_codes(address, store)
+    if found is None:
+        raise RuntimeError(f"{store.where(codes)} was there a moment ago and is gone; run again")
+    return found
 
 
 def _stored(data: bytes) -> StoredFile:

@@ -1,6 +1,7 @@
 """A unit becomes code files, once, with rejects before codes; a broken one is refused with a reason."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.corpus.schema import Columns, Side
-from pipeline.encoding.codefile import CodeFileRecipe, Ledger
+from pipeline.corpus.schema import Columns, Side, sample_ids
+from pipeline.encoding.codefile import FORGOTTEN, CodeFileRecipe, Ledger
 from pipeline.encoding.decoding import Receipt, Source, decode_chunk
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.units import UnitWork, find_codes, finish_unit, open_unit
 from pipeline.releases.addresses import code_path, rejects_path
+from pipeline.releases.forgetting import forget, forgotten_keys
+from pipeline.releases.heads import Log
 from pipeline.releases.storage import SourceFile, Storage
 from tests.encoding.sources import BAD_ROWS, CODE_LENGTH, good_rows, tiny_method, write_rows
 
@@ -148,6 +151,62 @@ def test_a_unit_without_a_needed_column_is_refused_and_names_what_it_has(
     work = open_unit(UnitWork(unit, FILES), other)
     assert work.error.startswith("SchemaError: u.parquet: no column 'headline'")
     assert "found: key, image, text" in work.error
+
+
+class Interrupted(Exception):
+    """Stands for the end of a run in the midst of its work."""
+
+
+class Disturbed(Storage):
+    """A store before whose first code file something happens."""
+
+    def __init__(self, root: Path, happens: Callable[[], None]) -> None:
+        super().__init__(root)
+        self.happens = [happens]
+
+    def create(self, path: str, data: bytes) -> bool:
+        if path.startswith("codes/") and self.happens:
+            self.happens.pop()()
+        return super().create(path, data)
+
+
+def test_rejects_of_an_ended_run_are_not_kept_beside_codes_that_know_of_more(
+    tmp_path: Path, source: Source, store: Storage
+) -> None:
+    work = open_unit(UnitWork(written(tmp_path, BAD_ROWS), FILES[:1]), source)
+    receipts = receipts_of(work, source)
+
+    def dies() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        finish_unit(work, receipts, source=source, store=Disturbed(tmp_path / "store", dies))
+    assert store.list() == [rejects_path(IMAGE)]
+    forget(Log(store), ["truncated"], ids=sample_ids(["truncated"]), owner="operator")
+    hidden = forgotten_keys(Log(store))
+    report = finish_unit(work, receipts, source=source, store=store, forgotten=hidden)
+    assert find_codes(IMAGE, store) == report.files["image"]
+    rejects = pq.read_table(io.BytesIO(store.read(rejects_path(IMAGE))))
+    assert len(rejects) == report.files["image"].ledger.rejected
+    assert "truncated" not in rejects["key"].to_pylist()
+
+
+def test_of_two_runs_at_one_unit_the_first_code_file_counts_with_its_rejects(
+    tmp_path: Path, source: Source, store: Storage
+) -> None:
+    work = open_unit(UnitWork(written(tmp_path, BAD_ROWS), FILES[:1]), source)
+    receipts = receipts_of(work, source)
+    other = Storage(tmp_path / "other")
+    forget(Log(other), ["truncated"], ids=sample_ids(["truncated"]), owner="operator")
+    hidden = forgotten_keys(Log(other))
+    quicker = []
+
+    def other_run() -> None:
+        quicker.append(finish_unit(work, receipts, source=source, store=store, forgotten=hidden))
+
+    slower = finish_unit(work, receipts, source=source, store=Disturbed(tmp_path / "store", other_run))
+    assert slower.files == quicker[0].files == {"image": find_codes(IMAGE, store)}
+    assert slower.files["image"].ledger.reasons[FORGOTTEN] == 1
 
 
 def test_something_else_in_the_place_of_a_code_file_is_said(tmp_path: Path, store: Storage) -> None:
