@@ -39,7 +39,7 @@ from pipeline.releases.storage import Storage
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
 NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
 _JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/cells.py")
-_TRAINED_PART = ("hidden", "dropout", "pair_buckets", "channels")
+_TRAINED_PART = ("hidden", "dropout", "pair_buckets", "trained_on", "channels")
 _BASELINES = ("pipeline/quality/baselines.py", "jobs/cell_baselines.py")
 
 log = logging.getLogger(__name__)
