@@ -1,8 +1,7 @@
 """Ranks on a Ray cluster, by Ray Train V2: start them, restart them, keep their checkpoints."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,16 +95,6 @@ class RayRank:
         import ray.train.torch
 
         return str(ray.train.torch.get_device())
-
-    @contextlib.contextmanager
-    def newest_checkpoint(self) -> Iterator[Path | None]:
-        """Give the newest checkpoint of the run as a folder, brought here if it is elsewhere."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
 
     def report(self, metrics: Mapping[str, float], folder: Path | None) -> None:
         """Report this rank's share of a checkpoint, and metrics with it; the shares of all ranks are merged.

@@ -18,7 +18,6 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
     sys.exit(main(["export", *sys.argv[1:]]))
 
 import argparse
-import json
 import logging
 import tempfile
 from typing import Any
@@ -28,7 +27,7 @@ from jobs.best import best_model
 from jobs.command import Result
 from jobs.config import Config
 from jobs.training_run import TrainingRun, keep_model, plan_run
-from pipeline.learning.checkpoint import INDEX, check_facts, read_index
+from pipeline.learning.checkpoint import check_facts, whole_checkpoints
 from pipeline.learning.engine.conversion import saved_weights
 
 WRITES = True
@@ -59,19 +58,16 @@ def newest_model(plan: TrainingRun) -> tuple[HashMethod, dict[str, Any]]:
         ValueError: the run has no complete checkpoint, or it was trained with other settings.
     """
     storage, name = plan.storage, plan.config.run.name
-    found = [path for path in storage.list(name) if path.endswith(f"/{INDEX}")]
-    by_step = sorted(found, key=lambda path: json.loads(storage.read(path))["step"], reverse=True)
-    for path in by_step:
-        with tempfile.TemporaryDirectory() as temporary:
+    whole = whole_checkpoints(storage, name)
+    if not whole:
+        raise ValueError(f"{storage.where(name)} has no complete checkpoint; train first")
+    path, index = whole[0]
+    check_facts(index, plan.facts)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = storage.local(path)
+        if folder is None:
             folder = Path(temporary) / "checkpoint"
-            storage.download_folder(path.removesuffix(f"/{INDEX}"), folder)
-            try:
-                index = read_index(folder)
-            except OSError as error:
-                log.warning("%s", error)
-                continue
-            check_facts(index, plan.facts)
-            method = plan.build()
-            method.load_state_dict(saved_weights(folder, index["engine"]))
-            return method.eval(), index["metrics"]
-    raise ValueError(f"{storage.where(name)} has no complete checkpoint; train first")
+            storage.download_folder(path, folder)
+        method = plan.build()
+        method.load_state_dict(saved_weights(folder, index["engine"]))
+    return method.eval(), index["metrics"]

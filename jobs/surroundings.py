@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,9 @@ from pipeline.learning.journal import Bar, Journal
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a rank computes, what it goes on from, whom it tells, and how it decodes."""
+    """Where a rank computes, whom it tells, and how it decodes."""
 
     device: str
-    newest_checkpoint: Callable[[], AbstractContextManager[Path | None]]
     report: Callable[[Mapping[str, float], Path | None], None]
     decode: Decode
     bar: Bar | None  # None: JSON lines
@@ -36,12 +35,10 @@ def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
         from cluster.trainer import RayRank
 
         rank = RayRank()
-        return Surroundings(
-            rank.device, rank.newest_checkpoint, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None
-        )
+        return Surroundings(rank.device, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None)
     store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
     device = local_device(gpu=plan.config.resources.gpu)
-    return Surroundings(device, store.newest_checkpoint, store.report, decode_here, tqdm if bar else None)
+    return Surroundings(device, store.report, decode_here, tqdm if bar else None)
 
 
 @contextmanager

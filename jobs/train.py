@@ -30,7 +30,7 @@ from jobs.trackers import check_trackers
 from jobs.training_run import TrainingRun, keep_model, plan_run
 from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
-from pipeline.learning.checkpoint import START
+from pipeline.learning.checkpoint import START, check_facts, newest_checkpoint, whole_checkpoints
 from pipeline.learning.gather import rank, world_size
 from pipeline.learning.monitor import describe_cost
 from pipeline.learning.resume import open_engine
@@ -49,6 +49,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         return Result()
     check_trackers(config.run.trackers)
     plan = plan_run(config)
+    for _, index in whole_checkpoints(plan.storage, config.run.name)[:1]:
+        check_facts(index, plan.facts)
     model = plan.storage.where(plan.model)
     steps = plan.listing.rows // plan.train.global_batch_size
     log.info("%d pairs, %d steps an epoch, %d epochs", plan.listing.rows, steps, plan.train.epochs)
@@ -106,7 +108,7 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         decode=here.decode,
     )
     try:
-        with here.newest_checkpoint() as folder:
+        with newest_checkpoint(plan.storage, plan.config.run.name) as folder:
             method = plan.build()
             if folder is None:
                 start_from_pretrained(method)

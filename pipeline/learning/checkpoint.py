@@ -9,7 +9,6 @@ storage only, never from a stranger.
 import contextlib
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from pipeline.learning.engine import Engine
 from pipeline.learning.gather import gather_objects, rank, world_size
+from pipeline.learning.once import made_once
 from pipeline.releases.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -77,18 +77,85 @@ def read_index(folder: Path) -> dict[str, Any]:
         ValueError: the index was written by a newer version.
     """
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+        text = (folder / INDEX).read_bytes()
     except FileNotFoundError:
         raise OSError(f"{folder} is not a complete checkpoint: it has no {INDEX}") from None
+    sizes = {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    return _whole(text, sizes, where=str(folder))
+
+
+def whole_checkpoints(storage: Storage, run: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the complete checkpoints below a folder, the newest first: where each stands, and its index.
+
+    However many ranks kept them, and whether under Ray or not. Told by a listing: only indices are read.
+
+    Raises:
+        ValueError: an index was written by a newer version.
+    """
+    sizes = {file.path: file.size for file in storage.files(run)}
+    found = []
+    for path in sizes:
+        folder, _, name = path.rpartition("/")
+        if name != INDEX:
+            continue
+        inside = {file.removeprefix(f"{folder}/"): size for file, size in sizes.items()}
+        try:
+            found.append((folder, _whole(storage.read(path), inside, where=storage.where(folder))))
+        except OSError as error:  # one that is not, or that was removed meanwhile
+            log.warning("%s; it is passed over", error)
+    return sorted(found, key=lambda each: int(each[1]["step"]), reverse=True)
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Tell by its dotted name each setting that differs; where a name differs, the rest follows from it."""
+    if "name" in was and was["name"] != now.get("name"):
+        yield f"{prefix}name was {was['name']}, is {now.get('name')}"
+        return
+    for name in was | now:
+        one, other = was.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            yield f"{prefix}{name} was {one}, is {other}"
+
+
+@contextlib.contextmanager
+def newest_checkpoint(storage: Storage, run: str) -> Iterator[Path | None]:
+    """Give the newest complete checkpoint of a run as a folder, or None; called by all ranks.
+
+    Rank 0 chooses, so that all go on from the same one. From object storage it is brought once a node.
+
+    Raises:
+        OSError: it cannot be brought here.
+    """
+    whole = whole_checkpoints(storage, run) if rank() == 0 else []
+    path: str | None = gather_objects(whole[0][0] if whole else None)[0]
+    if path is None or (here := storage.local(path)) is not None:
+        yield None if path is None else here
+        return
+    with made_once(path, lambda target: storage.download_folder(path, target)) as (folder, error):
+        if folder is None:
+            raise OSError(f"{storage.where(path)} cannot be brought here: {error}")
+        yield folder
+
+
+def _whole(text: bytes, sizes: Mapping[str, int], *, where: str) -> dict[str, Any]:
+    """Return an index if the files that it lists are there, by their sizes."""
+    try:
+        index: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise OSError(f"{folder / INDEX} is damaged: {error}") from error
+        raise OSError(f"{where}/{INDEX} is damaged: {error}") from error
     if index["format"] != FORMAT:
-        raise ValueError(f"{folder}: checkpoint format must be {FORMAT}, got {index['format']}")
-    missing = [name for name, size in index["files"].items() if not _is_whole(folder / name, size)]
+        raise ValueError(f"{where}: checkpoint format must be {FORMAT}, got {index['format']}")
+    missing = [name for name, size in index["files"].items() if sizes.get(name) != size]
     if missing:
         raise OSError(
-            f"{folder} is not a complete checkpoint: {len(missing)} of {len(index['files'])} files are "
-            f"missing or cut short, first {missing[0]}; resume from an earlier one"
+            f"{where} is not a complete checkpoint: {len(missing)} of {len(index['files'])} files are "
+            f"missing or cut short, first {missing[0]}"
         )
     return index
 
@@ -99,10 +166,8 @@ def check_facts(index: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it belongs to another run: says what differs.
     """
-    mine, theirs = json.loads(json.dumps(dict(facts))), index["facts"]
-    different = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-    if different:
-        told = "; ".join(f"{name} was {theirs.get(name)}, is {mine.get(name)}" for name in different)
+    told = "; ".join(_differences(index["facts"], json.loads(json.dumps(dict(facts)))))
+    if told:
         raise ValueError(
             f"cannot go on from the checkpoint of this run: {told}; keep the old settings, or choose another "
             "run.name"
@@ -110,28 +175,10 @@ def check_facts(index: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
 
 
 class CheckpointStore:
-    """The checkpoints of a run in one process: the last few, newest first, local or on object storage."""
-
-    device = "cpu"
+    """Where a run in one process keeps its checkpoints: the last few, local or on object storage."""
 
     def __init__(self, storage: Storage, path: str, *, keep: int = 2) -> None:
         self._storage, self._path, self._keep = storage, path, keep
-
-    @contextlib.contextmanager
-    def newest_checkpoint(self) -> Iterator[Path | None]:
-        """Give the newest complete checkpoint as a folder, or None; one cut short is passed over."""
-        with tempfile.TemporaryDirectory() as temporary:
-            for name in reversed(self._names()):
-                folder = Path(temporary) / name
-                self._storage.download_folder(f"{self._path}/{name}", folder)
-                try:
-                    read_index(folder)
-                except OSError as error:
-                    log.warning("%s", error)
-                    continue
-                yield folder
-                return
-            yield None
 
     def report(self, metrics: Mapping[str, float], folder: Path | None) -> None:
         """Keep a checkpoint, and drop those that are too old."""
@@ -146,7 +193,3 @@ class CheckpointStore:
     def _names(self) -> list[str]:
         prefix = f"{self._path}/"
         return sorted({file.removeprefix(prefix).split("/")[0] for file in self._storage.list(self._path)})
-
-
-def _is_whole(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size

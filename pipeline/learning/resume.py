@@ -5,14 +5,9 @@ through DeepSpeed's universal form, on this node. Where that does not reach (pla
 to 2, an optimiser other than Adam) weights and buffers go on and the optimiser starts fresh; the log says so.
 """
 
-import contextlib
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,8 @@ from cmh_models.method import HashMethod
 from pipeline.learning.checkpoint import INDEX, START, Position, check_facts, read_index
 from pipeline.learning.engine import Engine, EngineConfig, engine_kind, make_engine
 from pipeline.learning.engine.conversion import saved_buffers, saved_weights, to_universal
-from pipeline.learning.gather import gather_objects, rank, world_size
+from pipeline.learning.gather import rank, world_size
+from pipeline.learning.once import made_once
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +72,8 @@ def open_engine(
     check_facts(index, facts)
     how = way(index, config, engine_kind(json), world_size())
     if how == UNIVERSAL:
-        with _universal(folder) as (converted, error):
+        name = f"universal {(folder / INDEX).read_text()}"
+        with made_once(name, lambda target: to_universal(folder, target)) as (converted, error):
             if converted is not None:
                 settings = json | {"checkpoint": json.get("checkpoint", {}) | {"load_universal": True}}
                 engine = make_engine(method, config, settings, device=device)
@@ -95,27 +92,6 @@ def open_engine(
         engine = make_engine(method, config, json, device=device)
         engine.load(folder)
     return Resumed(engine, Position(index["epoch"], index["step"]), index["metrics"])
-
-
-@contextlib.contextmanager
-def _universal(folder: Path) -> Iterator[tuple[Path | None, str]]:
-    """Give the universal form of a checkpoint, made once on every node; or None and why there is none."""
-    name = blake2b((folder / INDEX).read_bytes() + str(os.getppid()).encode(), digest_size=8).hexdigest()
-    target, error = Path(tempfile.gettempdir()) / f"hashfleet-universal-{name}", ""
-    leader = os.environ.get("LOCAL_RANK", "0") == "0"
-    if leader:
-        try:
-            shutil.rmtree(target, ignore_errors=True)
-            to_universal(folder, target)
-        except Exception as failure:  # DeepSpeed's converter asserts
-            error = f"{type(failure).__name__}: {failure}"
-    errors = [told for told in gather_objects(error) if told]  # all wait for the leaders of their nodes
-    try:
-        yield (None, errors[0]) if errors else (target, "")
-        gather_objects(None)  # all have read it
-    finally:
-        if leader:
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _load_buffers(method: HashMethod, folder: Path) -> None:

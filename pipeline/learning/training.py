@@ -119,6 +119,7 @@ def fit(
     metrics: dict[str, float] = {}
 
     def keep(position: Position, metrics: Mapping[str, float]) -> None:
+        hooks.step(None)  # storage that is away is waited for: that is no step that hangs
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             save_checkpoint(engine, Path(folder), position, facts=hooks.facts, metrics=metrics)
             hooks.report(metrics, Path(folder))

@@ -168,11 +168,29 @@ def test_other_settings_do_not_go_on_from_a_checkpoint_of_the_same_name(
     trained: tuple[Path, Any], scenes: Path
 ) -> None:
     runs, result = trained
-    with pytest.raises(RuntimeError, match=r"cannot go on .* train\.global_batch_size was 16, is 8"):
-        run(scenes, runs, HERE, "run.name=first", "train.global_batch_size=8")
+    for setting, told in (
+        ("train.global_batch_size=8", r"train\.global_batch_size was 16, is 8"),
+        ("method.code_length=32", r"method\.code_length was 16, is 32"),
+        ("towers.text={name: bag, word_buckets: 64, pair_buckets: 0}", r"towers\.text\.hidden was 8, is 512"),
+        ("run.seed=5", r"run\.seed was 0, is 5"),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot go on from the checkpoint of this run: {told}; keep"):
+            run(scenes, runs, HERE, "run.name=first", setting, dry_run=True)
     with pytest.raises(ValueError, match=r"first exists and run\.resume is false"):
         run(scenes, runs, HERE, "run.name=first", "run.resume=false")
     assert artefact_digest(runs / "first" / "model") == result.outputs["digest"]
+
+
+def test_half_a_checkpoint_is_passed_over(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(scenes, tmp_path, HERE, "run.name=whole", "train.epochs=3")
+    run(scenes, tmp_path, HERE, "train.epochs=2")
+    (tmp_path / "run/train/checkpoints/step-000000000012/engine.pt").write_bytes(b"half")
+    found = run(scenes, tmp_path, HERE, "train.epochs=3")
+    assert found.counts["steps_now"] == 12
+    assert found.outputs["digest"] == whole.outputs["digest"]
+    assert "step-000000000012 is not a complete checkpoint: 1 of 1 files" in caplog.text
 
 
 def test_a_dry_run_writes_nothing(scenes: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pipeline.learning.checkpoint import (
     INDEX,
     CheckpointStore,
     Position,
+    check_facts,
+    newest_checkpoint,
     read_index,
     save_checkpoint,
 )
@@ -106,7 +108,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(tmp_path: Path) -> N
 
     with pytest.raises(Killed):
         fit(engine(), rows, CONFIG, seed=3, hooks=Hooks(report=report))
-    with store.newest_checkpoint() as folder:
+    with newest_checkpoint(Storage(tmp_path), "checkpoints") as folder:
         assert folder is not None
         found = resume(folder, {})
     assert found.position == Position(2, 6)
@@ -140,8 +142,9 @@ def test_a_run_goes_on_from_a_checkpoint_in_the_middle_of_an_epoch(tmp_path: Pat
 def test_the_store_keeps_the_last_two_and_passes_over_one_cut_short(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = CheckpointStore(Storage(tmp_path), "run/checkpoints")
-    with store.newest_checkpoint() as nothing:
+    storage = Storage(tmp_path)
+    store = CheckpointStore(storage, "run/checkpoints")
+    with newest_checkpoint(storage, "run") as nothing:
         assert nothing is None
     for step in (3, 6, 9):
         share = tmp_path / f"share-{step}"
@@ -151,6 +154,35 @@ def test_the_store_keeps_the_last_two_and_passes_over_one_cut_short(
     kept = sorted(file.parent.name for file in (tmp_path / "run").rglob(INDEX))
     assert kept == ["step-000000000006", "step-000000000009"]
     (tmp_path / "run/checkpoints/step-000000000009/engine.pt").unlink()
-    with store.newest_checkpoint() as folder:
+    with newest_checkpoint(storage, "run") as folder:
         assert folder is not None and read_index(folder)["step"] == 6
     assert "not a complete checkpoint" in caplog.text
+
+
+def test_what_differs_is_told_setting_by_setting() -> None:
+    was = {"method": {"name": "jdsh", "code_length": 16, "weights": [1, 2]}, "rows": 7}
+    now = {"method": {"name": "jdsh", "code_length": 32, "weights": (1, 2)}, "rows": 7}
+    with pytest.raises(ValueError, match=r"of this run: method\.code_length was 16, is 32; keep the old"):
+        check_facts({"facts": was}, now)
+    now = {"method": {"name": "dbrc", "other": 1}, "rows": 7}
+    with pytest.raises(ValueError, match=r"of this run: method\.name was jdsh, is dbrc; keep the old"):
+        check_facts({"facts": was}, now)
+
+
+def test_the_newest_is_found_on_object_storage_wherever_the_run_keeps_it(
+    s3_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage(f"{s3_server}/{tmp_path.name}")
+    for place, step in (("train/checkpoints/one", 3), ("checkpoint_2", 6), ("checkpoint_3", 9)):
+        share = tmp_path / place.rpartition("/")[2]
+        share.mkdir()
+        save_checkpoint(engine(), share, Position(0, step), facts={}, metrics={})
+        storage.upload_folder(share, f"run/{place}")
+    storage.write("run/checkpoint_3/engine.pt", b"half")
+    with newest_checkpoint(storage, "run") as folder:
+        assert folder is not None
+        assert read_index(folder)["step"] == 6
+    assert not folder.exists()
+    assert "checkpoint_3 is not a complete checkpoint" in caplog.text
+    with newest_checkpoint(storage, "another") as folder:
+        assert folder is None
