@@ -5,12 +5,37 @@ the JSON they may be missing, "auto", or equal; anything else is refused by name
 DeepSpeed's default.
 """
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 PRECISIONS = tuple(AUTOCAST)
+SECTIONS = ("zero_optimization", "optimizer", *PRECISIONS)
+STAGES = (0, 1, 2, 3)
+KEYS = (
+    "activation_checkpointing",
+    "checkpoint",
+    "comms_logger",
+    "communication_data_type",
+    "flops_profiler",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "prescale_gradients",
+    "scheduler",
+    "steps_per_print",
+    "torch_autocast",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+    *PRECISIONS,
+)
+"""The usual ones. DeepSpeed passes over a key that it does not know: one that looks like these is a slip."""
 
 
 def read_json(section: dict[str, Any] | str) -> dict[str, Any]:
@@ -20,7 +45,7 @@ def read_json(section: dict[str, Any] | str) -> dict[str, Any]:
         ValueError: no such file, or it does not hold a JSON object.
     """
     if not isinstance(section, str):
-        return section
+        return _without_auto_sections(section)
     try:
         values = json.loads(Path(section).read_text(encoding="utf-8"))
     except OSError as error:
@@ -29,7 +54,11 @@ def read_json(section: dict[str, Any] | str) -> dict[str, Any]:
         raise ValueError(f"deepspeed: {section} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"deepspeed: {section} must hold a JSON object, got {type(values).__name__}")
-    return values
+    return _without_auto_sections(values)
+
+
+def _without_auto_sections(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in SECTIONS or value != "auto"}
 
 
 def complete_json(
@@ -47,6 +76,7 @@ def complete_json(
     Raises:
         ValueError: the JSON contradicts our config.
     """
+    _check_names(given)
     values = {key: value for key, value in given.items() if key not in ("optimizer", *PRECISIONS)}
     for key, value in ours.items():
         _agree(f"deepspeed.{key}", given.get(key, "auto"), value)
@@ -63,6 +93,25 @@ def complete_json(
             "torch_autocast", {}
         )
     return values
+
+
+def _check_names(given: dict[str, Any]) -> None:
+    for key in given:
+        close = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.85)
+        if close and key not in KEYS:
+            raise ValueError(f"deepspeed.{key}: DeepSpeed has no such key; did you mean {close[0]}?")
+    for key in SECTIONS:
+        if not isinstance(given.get(key, {}), dict):
+            raise ValueError(f"deepspeed.{key} must be a mapping, got {given[key]!r}")
+    stage = zero_stage(given)
+    if isinstance(stage, bool) or stage not in STAGES:
+        raise ValueError(f"deepspeed.zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+
+
+def zero_stage(given: dict[str, Any]) -> Any:
+    """Return the ZeRO stage that a user's JSON asks for, as it stands there."""
+    stage = given.get("zero_optimization", {}).get("stage", "auto")
+    return 0 if stage == "auto" else stage
 
 
 def _check_precision(given: dict[str, Any], precision: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.learning.deepspeed_json import read_json
+from pipeline.learning.deepspeed_json import read_json, zero_stage
 from pipeline.learning.engine import EngineConfig, deepspeed_values
 
 CONFIG = EngineConfig(global_batch_size=64, learning_rate=0.01, optimiser="adamw", clip=1.0)
@@ -32,6 +32,12 @@ def test_auto_takes_our_setting_or_else_the_default_of_deepspeed() -> None:
     assert "optimizer" not in values and "bf16" not in values and "scheduler" not in values
 
 
+def test_auto_may_stand_for_a_whole_section() -> None:
+    given = read_json({"optimizer": "auto", "bf16": "auto", "zero_optimization": "auto"})
+    assert "zero_optimization" not in deepspeed_values(CONFIG, given, 2)
+    assert zero_stage({"zero_optimization": {"stage": "auto"}}) == 0
+
+
 def test_equal_settings_may_be_repeated() -> None:
     given = {"train_batch_size": 64, "optimizer": {"type": "adamw", "params": {"lr": 0.01}}}
     assert deepspeed_values(CONFIG, given, 1)["train_batch_size"] == 64
@@ -50,6 +56,13 @@ def test_equal_settings_may_be_repeated() -> None:
         ({"optimizer": {"params": {"lr": 1.0}}}, r"optimizer\.params\.lr is 1.0 .* 0.01"),
         ({"optimizer": {"params": {"amsgrad": True}}}, "amsgrad is not a setting of ours"),
         ({"scheduler": {"type": "WarmupLR"}}, "train.schedule"),
+        (
+            {"zero_optimisation": {"stage": 2}},
+            "zero_optimisation: .* did you mean zero_optimization",
+        ),
+        ({"zero_optimization": 2}, "deepspeed.zero_optimization must be a mapping, got 2"),
+        ({"zero_optimization": {"stage": 4}}, r"zero_optimization\.stage must be 0, 1, 2 or 3, got 4"),
+        ({"zero_optimization": {"stage": "two"}}, r"zero_optimization\.stage must be .*, got 'two'"),
     ],
 )
 def test_a_contradiction_is_refused_by_name(given: dict[str, Any], message: str) -> None:

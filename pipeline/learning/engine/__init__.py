@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from cmh_models.method import HashMethod
+from pipeline.learning.deepspeed_json import zero_stage
 from pipeline.learning.engine.config import (
     STATE,
     Engine,
@@ -38,7 +39,7 @@ __all__ = [
 def engine_kind(json: dict[str, Any]) -> str:
     """Return the kind of the engine that `make_engine` makes here."""
     if dist.is_available() and dist.is_initialized():
-        return f"zero-{json.get('zero_optimization', {}).get('stage', 0)}"
+        return f"zero-{zero_stage(json)}"
     return "local"
 
 
