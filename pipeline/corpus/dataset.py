@@ -9,6 +9,7 @@ of its chunk that does, going round: a rule that no rank and no timing enters. R
 
 import logging
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ from pipeline.corpus.schema import ColumnMap
 
 log = logging.getLogger(__name__)
 
-FEW_ROWS = 512
-"""Up to so many rows are decoded where they are needed: a Ray Data pipeline takes longer to start."""
+START_SECONDS = 4.0
+"""Rows that take less to decode are decoded where they are needed: a Ray Data pipeline starts no sooner."""
 
 FEW_RANKS = 8
 """Up to so many ranks each decode all rows that fit in memory; more would do so for the others' sake."""
@@ -130,19 +131,29 @@ def decode_here(reader: PieceReader, pieces: Sequence[Piece]) -> Iterable[Decode
 class DecodeWithRay:
     """Decodes pieces by Ray Data, ahead of the consumer.
 
-    The tasks reserve no CPU of their own: they run within what the rank reserved, `tasks` at a time. So
-    ranks that hold every CPU of the cluster cannot starve their own data, and none waits for the other.
+    The first ones are decoded here; the time that they take decides who decodes the others. The tasks reserve
+    no CPU of their own: they run within what the rank reserved, `tasks` at a time. So ranks that hold every
+    CPU of the cluster cannot starve their own data, and none waits for the other.
     """
 
     def __init__(self, tasks: int = 2) -> None:
         self.tasks = tasks
 
     def __call__(self, reader: PieceReader, pieces: Sequence[Piece]) -> Iterator[Decoded]:
+        left = sum(len(piece.rows) for piece in pieces)
+        for number, piece in enumerate(pieces):
+            began = time.perf_counter()
+            decoded = reader(piece)
+            seconds_a_row = (time.perf_counter() - began) / len(piece.rows)
+            yield decoded
+            left -= len(piece.rows)
+            if left * seconds_a_row > START_SECONDS:
+                yield from self._ahead(reader, pieces[number + 1 :])
+                return
+
+    def _ahead(self, reader: PieceReader, pieces: Sequence[Piece]) -> Iterator[Decoded]:
         import ray.data
 
-        if sum(len(piece.rows) for piece in pieces) <= FEW_ROWS:
-            yield from decode_here(reader, pieces)
-            return
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails is raised here anyway
         items = [{"piece": pickle.dumps(piece)} for piece in pieces]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(

@@ -210,7 +210,7 @@ def test_multi_hot_labels_allow_rows_without_any() -> None:
 def test_ray_data_yields_the_same_bytes_in_the_same_order(
     corpus: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.corpus.dataset.FEW_ROWS", 0)
+    monkeypatch.setattr("pipeline.corpus.dataset.START_SECONDS", 0.0)
     listing = listed(corpus)
     here, there = feed(listing, decode=decode_here), feed(listing, decode=DecodeWithRay())
     for mine, theirs in zip(here.epoch(0), there.epoch(0), strict=True):
