@@ -5,7 +5,9 @@
 
 `step_vs_bare`: median seconds of a step of two ranks as `jobs/train.py` runs them, against two plain
 processes with the same method, the same batches and the same collectives, gradients averaged in one flat
-buffer; the first epoch, which decodes, is left out. `data`: the share of the time that a rank waits for rows,
+buffer; the first epoch, which decodes, is left out. Two runs between them tell where a difference comes from:
+the plain loop with DeepSpeed's engine (`engine_vs_bare`), and our loop with it (`loop_vs_bare`), both without
+Ray. `data`: the share of the time that a rank waits for rows,
 decoded live and from memory. `start`: seconds from the command to the first step, and what they went into.
 `--model`: the factors of benchmarks/train_model.py, measured here, and its prediction beside the bare loop's
 steps.
@@ -21,9 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
@@ -37,11 +38,13 @@ from jobs.config import load_config
 from jobs.training_run import TrainingRun, plan_run
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.corpus.scenes import write_corpus
-from pipeline.learning.engine import local_rows
+from pipeline.learning.engine import local_rows, make_engine
 from pipeline.learning.gather import all_sum, rank, world_size
 from pipeline.learning.training import (
+    Hooks,
     collect_statistics,
     finite_values,
+    fit,
     gather_outputs,
     over_ranks,
     seed_step,
@@ -50,6 +53,8 @@ from pipeline.learning.training import (
 
 ROWS, BATCH = 1024, 128
 STEPS_PER_EPOCH = ROWS // BATCH
+KINDS = ("bare", "engine", "loop")
+"""Of processes without Ray: plain torch; its loop with DeepSpeed's engine; our loop with that engine."""
 SETTINGS = (
     "method.name=jdsh",
     "method.feature_rounds=2",
@@ -84,7 +89,7 @@ def main() -> None:
         write_corpus(folder / "source", ROWS, ROWS // 4, 1, split="train")
         if arguments.model:
             run = plan(folder, "model", epochs=4)
-            measured = {ranks: time_bare(run, ranks=ranks) for ranks in arguments.ranks}
+            measured = {ranks: time_bare(run, ranks=ranks).wall for ranks in arguments.ranks}
             figures |= train_factors.check(run, measured)
         else:
             measures = {"start": measure_start, "step": measure_step, "data": measure_data}
@@ -96,22 +101,29 @@ def main() -> None:
 
 
 def measure_step(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time runs of both kinds in turn."""
-    ours, bare, ratios = [], [], []
+    """Time runs of all kinds in turn."""
+    found: dict[str, list[StepTime]] = {"step": [], **{kind: [] for kind in KINDS}}
     cost: dict[str, float] = {}
     for number in range(arguments.rounds):
         mine, cost = time_ours(plan(folder, f"round-{number}", epochs=arguments.epochs))
-        theirs = time_bare(plan(folder, "bare", epochs=arguments.epochs), ranks=2)
-        ours.append(mine)
-        bare.append(theirs)
-        ratios.append(mine / theirs)
-        say(f"round {number}: {1e3 * mine:.1f} ms under Ray and DeepSpeed, {1e3 * theirs:.1f} ms bare")
+        found["step"].append(mine)
+        for kind in KINDS:
+            found[kind].append(time_bare(plan(folder, "bare", epochs=arguments.epochs), ranks=2, kind=kind))
+        for name, times in found.items():
+            wall, cpu = (1e3 * seconds for seconds in times[-1])
+            say(f"round {number}: {name:<7} {wall:.1f} ms a step, {cpu:.1f} ms of CPU")
     shares = {name: round(value, 3) for name, value in cost.items() if name.startswith("share_")}
     say(f"where the time of our steps goes (last round, all epochs): {shares}")
+    ratios = {
+        f"{name}_vs_bare": [round(a.wall / b.wall, 3) for a, b in zip(times, found["bare"], strict=True)]
+        for name, times in found.items()
+        if name != "bare"
+    }
     return {
-        "ratios": {"step_vs_bare": round(statistics.median(ratios), 3)},
-        "ratios_of_rounds": {"step_vs_bare": [round(each, 3) for each in ratios]},
-        "step_ms": {"ours": [round(1e3 * t, 2) for t in ours], "bare": [round(1e3 * t, 2) for t in bare]},
+        "ratios": {name: statistics.median(each) for name, each in ratios.items()},
+        "ratios_of_rounds": ratios,
+        "step_ms": {name: [round(1e3 * t.wall, 2) for t in times] for name, times in found.items()},
+        "step_cpu_ms": {name: [round(1e3 * t.cpu, 2) for t in times] for name, times in found.items()},
         "steps": (arguments.epochs - 1) * STEPS_PER_EPOCH,
         "shares": shares,
     }
@@ -189,24 +201,36 @@ class TimedWorker:
         train.StepWatch = Clock  # type: ignore[assignment, misc]
         result = train.train_worker(argument)
         if rank() == 0:
-            told = {"began": began, "wall": Clock.wall, "cost": result["metrics"]}
+            told = {"began": began, "wall": Clock.wall, "cpu": Clock.cpu, "cost": result["metrics"]}
             Path(self._file).write_text(json.dumps(told))
         return result
 
 
 class Clock:
-    """Notes when steps begin."""
+    """Notes when steps begin, and when the last one ends."""
 
     wall: list[float] = []  # noqa: RUF012
+    cpu: list[float] = []  # noqa: RUF012  # of this process
 
     def __init__(self, seconds: float | None) -> None:
-        Clock.wall = []
+        Clock.wall, Clock.cpu = [], []
+        self._before: int | None = -1
 
     def __call__(self, step: int | None) -> None:
-        Clock.wall.append(time.time())
+        if step is not None or self._before is not None:
+            Clock.wall.append(time.time())
+            Clock.cpu.append(time.process_time())
+        self._before = step
 
 
-def time_ours(run: TrainingRun) -> tuple[float, dict[str, float]]:
+class StepTime(NamedTuple):
+    """Median seconds of a step: on the clock, and of the process's own CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def time_ours(run: TrainingRun) -> tuple[StepTime, dict[str, float]]:
     """Return the median seconds of a step of a run on Ray, its first epoch left out, and its cost."""
     from cluster.runtime import connect
 
@@ -218,74 +242,111 @@ def time_ours(run: TrainingRun) -> tuple[float, dict[str, float]]:
         found = json.loads(times.read_text())
     kept = ("share_", "step_seconds", "rows_", "peak")
     cost = {name: value for name, value in found["cost"].items() if name.startswith(kept)}
-    return median_step(found["wall"]), cost
+    return median_step(found), cost
 
 
-def median_step(wall: list[float]) -> float:
+def median_step(told: dict[str, Any]) -> StepTime:
     """Return the median seconds between the beginnings of steps after the first epoch."""
-    later = wall[STEPS_PER_EPOCH:]
-    return statistics.median(b - a for a, b in itertools.pairwise(later))
+    found = []
+    for clock in ("wall", "cpu"):
+        later = told[clock][STEPS_PER_EPOCH:]
+        found.append(statistics.median(b - a for a, b in itertools.pairwise(later)))
+    return StepTime(*found)
 
 
-def time_bare(run: TrainingRun, *, ranks: int) -> float:
+def time_bare(run: TrainingRun, *, ranks: int, kind: str = "bare") -> StepTime:
     """Return the median seconds of a step of plain processes, the first epoch left out."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "times.json"
-        torch.multiprocessing.spawn(bare_rank, (ranks, run, str(file)), nprocs=ranks)
+        torch.multiprocessing.spawn(bare_rank, (ranks, run, kind, str(file)), nprocs=ranks)
         return median_step(json.loads(file.read_text()))
 
 
-def bare_rank(number: int, ranks: int, run: TrainingRun, file: str) -> None:
-    """Train one of so many plain processes, without Ray and DeepSpeed."""
+def bare_rank(number: int, ranks: int, run: TrainingRun, kind: str, file: str) -> None:
+    """Train one of so many processes that Ray knows nothing of."""
     torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(number), "RANK": str(number), "WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=ranks)
-    wall = bare_loop(run)
+    our_loop(run) if kind == "loop" else bare_loop(run, sharded=kind == "engine")
     if number == 0:
-        Path(file).write_text(json.dumps(wall))
+        Path(file).write_text(json.dumps({"wall": Clock.wall, "cpu": Clock.cpu}))
     dist.destroy_process_group()
 
 
-def bare_loop(run: TrainingRun) -> list[float]:
-    """Train as plainly as torch allows and return when steps began; the last entry is the end."""
+def our_loop(run: TrainingRun) -> None:
+    """Train by our loop and DeepSpeed's engine."""
+    engine = make_engine(run.build(), run.train, run.deepspeed)
+    fit(engine, open_feed(run), run.train, seed=run.config.run.seed, hooks=Hooks(step=Clock(None)))
+
+
+def open_feed(run: TrainingRun) -> Feed:
+    """Return the batches of this process."""
+    reader = PieceReader(run.filesystem, run.recipe, run.listing.classes)
+    size, kept = run.train.global_batch_size, run.config.data.cache_bytes
+    config = FeedConfig(run.config.run.seed, size, cache_bytes=kept)
+    return Feed(run.listing, reader, config, rank=rank(), ranks=world_size())
+
+
+def bare_loop(run: TrainingRun, *, sharded: bool = False) -> None:
+    """Train as plainly as torch allows.
+
+    Args:
+        sharded: DeepSpeed's engine goes back from the loss, averages gradients and steps.
+    """
     method, config, seed = run.build().train(), run.train, run.config.run.seed
     method.global_rows = config.global_batch_size
     local_rows(config.global_batch_size, world_size())
-    reader = PieceReader(run.filesystem, run.recipe, run.listing.classes)
-    feed_config = FeedConfig(seed, config.global_batch_size, cache_bytes=run.config.data.cache_bytes)
-    feed = Feed(run.listing, reader, feed_config, rank=rank(), ranks=world_size())
-    weights = [weight for weight in method.parameters() if weight.requires_grad]
-    optimiser = config.make_optimiser(method)
+    feed = open_feed(run)
     engine: Any = argparse.Namespace(method=method, device=torch.device("cpu"), forward=method)
+    stepper: Any = PlainSteps(method, config.make_optimiser(method))
+    if sharded:
+        engine = stepper = make_engine(method, config, run.deepspeed)
     total = config.epochs * feed.steps_per_epoch
     collect_statistics(engine, feed, config.statistics_steps, total)
-    wall, step = [], 0
+    clock, step = Clock(None), 0
     for epoch in range(config.epochs):
         for rows in feed.epoch(epoch):
-            wall.append(time.time())
+            clock(step)
             seed_step(seed, step)
-            bare_step(method, rows, weights, Progress(epoch, step, total))
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            bare_step(engine, stepper, rows, Progress(epoch, step, total))
+            stepper.update(config.learning_rate)
             step += 1
-    return [*wall, time.time()]
+    clock(None)
 
 
-def bare_step(method: Any, rows: Any, weights: Sequence[torch.Tensor], progress: Any) -> None:
-    """Go forward and back over one batch and average the gradients over the ranks."""
-    output = method(to_batch(method, rows, torch.device("cpu")), progress)
+class PlainSteps:
+    """Goes back from a loss, averages gradients over ranks in one flat buffer, and steps."""
+
+    def __init__(self, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self._weights = [weight for weight in method.parameters() if weight.requires_grad]
+        self._optimiser = optimiser
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def update(self, learning_rate: float) -> None:
+        if world_size() > 1:
+            flat = torch.cat([w.grad.reshape(-1) for w in self._weights if w.grad is not None])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            sizes = [weight.numel() for weight in self._weights]
+            for weight, mean in zip(self._weights, flat.split(sizes), strict=True):
+                weight.grad = mean.view_as(weight)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+
+def bare_step(engine: Any, stepper: Any, rows: Any, progress: Progress) -> None:
+    """Go forward and back over one batch."""
+    method = engine.method
+    output = engine.forward(to_batch(method, rows, torch.device("cpu")), progress)
     sums = {name: all_sum(local) for name, local in method.sums(output).items()}
     everyone = gather_outputs(method, output)
     with torch.no_grad():
         method.update_statistics(everyone, sums)
     terms = over_ranks(method.loss(output, everyone, sums, progress))
     finite_values(terms, output, rows, progress)
-    torch.stack(list(terms.values())).sum().backward()
-    if world_size() > 1:
-        flat = torch.cat([weight.grad.reshape(-1) for weight in weights if weight.grad is not None])
-        dist.all_reduce(flat)
-        flat /= world_size()
-        for weight, mean in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-            weight.grad = mean.view_as(weight)
+    stepper.accumulate(torch.stack(list(terms.values())).sum())
 
 
 def plan(folder: Path, name: str, *others: str, epochs: int) -> TrainingRun:
