@@ -2,9 +2,10 @@
 
 One Ray Data row carries one chunk from plan to receipt; the driver sees receipts only and starts one task
 per complete unit, which writes its files. On CPUs a chunk is decoded and encoded in one process, so that no
-pixel crosses the object store; where the encoder has a GPU, decoding is a stage of its own. An actor or task
-that dies is tried again by Ray, and a repeated receipt changes nothing. Imported only where there is work
-for a cluster.
+pixel crosses the object store, and a unit that is one chunk is finished there, too: the driver sees its
+report only. Where the encoder has a GPU, decoding is a stage of its own, and nobody waits for a store. An
+actor or task that dies is tried again by Ray, and a repeated answer changes nothing. Imported only where
+there is work for a cluster.
 """
 
 import logging
@@ -25,7 +26,7 @@ from jobs.night import Night
 from jobs.stopping import hear_sigterm
 from pipeline.encoding.chunks import Chunk, Place
 from pipeline.encoding.decoding import Receipt
-from pipeline.encoding.rows import EncodeRow, chunk_row, decode_row, receipt_of
+from pipeline.encoding.rows import EncodeRow, answer_of, chunk_row, decode_row
 from pipeline.encoding.units import UnitReport, UnitWork, finish_unit
 from pipeline.releases.forgetting import Forgotten
 
@@ -85,33 +86,39 @@ def encode_units_by_actors(
     finish = ray.remote(num_cpus=0)(finish_unit)  # the encoders hold the CPUs until the last receipt
     finishing: list[ray.ObjectRef] = []
 
-    def take(receipt: Receipt) -> None:
-        place = receipt.chunk.place
+    def take(answer: Receipt | UnitReport) -> Iterator[UnitReport]:
+        place = answer.place if isinstance(answer, UnitReport) else answer.chunk.place
         if place not in waiting:
             return  # repeated
-        receipts[place][receipt.chunk.index] = receipt
+        if isinstance(answer, UnitReport):
+            del waiting[place]
+            yield answer
+            return
+        receipts[place][answer.chunk.index] = answer
         if len(receipts[place]) == len(waiting[place].chunks):
             work, complete = waiting.pop(place), list(receipts.pop(place).values())
             inputs = {"source": night.source, "store": night.store, "forgotten": forgotten}
             finishing.append(finish.remote(work, complete, **inputs))
-
-    at_first = _receipts(night, [(chunk, work) for work in works for chunk in work.chunks])
-    for receipt in at_first:
-        take(receipt)
         yield from _done(finishing, night.config.resources.encoders)
+
+    every = [(chunk, work) for work in works for chunk in work.chunks]
+    at_first = _answers(night, every, forgotten=forgotten)
+    for answer in at_first:
+        yield from take(answer)
         if budget.is_over():
             break
     at_first.close()
     begun = [waiting[place] for place in receipts]
     missing = [(c, work) for work in begun for c in work.chunks if c.index not in receipts[work.place]]
-    for receipt in _receipts(night, missing) if missing else ():
-        take(receipt)
-        yield from _done(finishing, night.config.resources.encoders)
+    for answer in _answers(night, missing, forgotten=forgotten) if missing else ():
+        yield from take(answer)
     yield from _done(finishing, 0)
 
 
-def _receipts(night: Night, chunks: Sequence[tuple[Chunk, UnitWork]]) -> Generator[Receipt, None, None]:
-    """Run chunks through decoder and encoder; receipts come in any order."""
+def _answers(
+    night: Night, chunks: Sequence[tuple[Chunk, UnitWork]], *, forgotten: Forgotten
+) -> Generator[Receipt | UnitReport, None, None]:
+    """Run chunks through decoder and encoder; answers come in any order."""
     config, source, store = night.config, night.source, night.store
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -124,7 +131,7 @@ def _receipts(night: Night, chunks: Sequence[tuple[Chunk, UnitWork]]) -> Generat
         dataset = dataset.map(lambda row: decode_row(row, source, store), num_cpus=1)
         resources = {"num_cpus": 1, "num_gpus": 1}
     else:
-        settings["source"] = source
+        settings |= {"source": source, "forgotten": forgotten}
         resources = {"num_cpus": 1}
     encoders = min(config.resources.encoders, len(rows))
     dataset = dataset.map(
@@ -136,7 +143,7 @@ def _receipts(night: Night, chunks: Sequence[tuple[Chunk, UnitWork]]) -> Generat
     )
     try:
         for row in dataset.iter_rows():
-            yield receipt_of(row)
+            yield answer_of(row)
     except RayError as error:
         raise RuntimeError(_last_line(error)) from error
 

@@ -105,6 +105,14 @@ def cluster() -> Iterator[Point]:
     codes, parts, models = "/codes/", "/parts/", "/models/"
     yield Point("actor killed as it loads the model", "GET", models, victim="actor", ray=True)
     yield Point("actors killed before a code file", "PUT", codes, victim="actor", ray=True)
+    yield Point(
+        "actor killed as it finishes a unit of one chunk",
+        "PUT",
+        codes,
+        victim="actor",
+        ray=True,
+        settings=(f"encode.chunk_bytes={64 << 20}",),
+    )
     yield Point("task killed before it writes a code file", "PUT", codes, victim="task", ray=True)
     yield Point("task killed after a code file", "PUT", codes, victim="task", ray=True, after=True)
     yield Point("raylet killed before a code file", "PUT", codes, victim="raylet", ray=True)

@@ -1,4 +1,4 @@
-"""Stages as rows: decoded here or in a stage before, a receipt is the same."""
+"""Stages as rows: decoded here or in a stage before, finished here or by another, code files are the same."""
 
 from pathlib import Path
 
@@ -6,10 +6,11 @@ import pytest
 
 from cmh_models.artefact import save_pretrained
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.encoding.decoding import Source
+from pipeline.encoding.decoding import Receipt, Source
 from pipeline.encoding.models import keep_model
-from pipeline.encoding.rows import EncodeRow, chunk_row, decode_row, receipt_of
-from pipeline.encoding.units import UnitWork, finish_unit, open_unit
+from pipeline.encoding.rows import EncodeRow, answer_of, chunk_row, decode_row, receipt_of
+from pipeline.encoding.units import UnitReport, UnitWork, finish_unit, open_unit
+from pipeline.releases.forgetting import NOTHING_FORGOTTEN
 from pipeline.releases.storage import Storage
 from tests.encoding.sources import BAD_ROWS, tiny_method, write_rows
 from tests.encoding.test_units import FILES
@@ -28,11 +29,34 @@ def test_one_stage_and_two_stages_give_the_same_code_files(tmp_path: Path) -> No
         "two": EncodeRow(digest, models, tile=8)(decode_row(row, source, models)),
     }
     stores = {name: Storage(tmp_path / name) for name in receipts}
-    for name, store in stores.items():
-        finish_unit(work, [receipt_of(receipts[name])], source=source, store=store)
-    assert stores["one"].list() == stores["two"].list() != []
-    for file in stores["one"].list():
-        assert stores["one"].read(file) == stores["two"].read(file)
+    reports = {
+        name: finish_unit(work, [receipt_of(receipts[name])], source=source, store=store)
+        for name, store in stores.items()
+    }
+    stores["at once"] = Storage(tmp_path / "at once")
+    keep_model(tmp_path / "model", stores["at once"])
+    at_once = EncodeRow(digest, stores["at once"], tile=8, source=source, forgotten=NOTHING_FORGOTTEN)
+    report = answer_of(at_once(row))
+    assert isinstance(report, UnitReport)
+    assert report == reports["one"]
+    files = stores["one"].list()
+    assert files == stores["two"].list() != []
+    assert set(files) < set(stores["at once"].list())  # its model stands there, too
+    for file in files:
+        assert stores["one"].read(file) == stores["two"].read(file) == stores["at once"].read(file)
+
+
+def test_a_chunk_of_several_is_never_finished_alone(tmp_path: Path) -> None:
+    save_pretrained(tiny_method(), tmp_path / "model", card={})
+    store = Storage(tmp_path / "store")
+    digest = keep_model(tmp_path / "model", store)
+    path = write_rows(tmp_path / "source" / "u.parquet", BAD_ROWS)
+    source = Source(Storage(path.parent), InputRecipe(image_size=16))
+    work = open_unit(UnitWork(source.root.stat(path.name), FILES), source, max_bytes=1, join=False)
+    assert len(work.chunks) > 1
+    encode = EncodeRow(digest, store, tile=8, source=source, forgotten=NOTHING_FORGOTTEN)
+    answers = [answer_of(encode(chunk_row(chunk, work))) for chunk in work.chunks]
+    assert [answer.chunk for answer in answers if isinstance(answer, Receipt)] == list(work.chunks)
 
 
 def test_a_model_that_is_not_in_the_store_ends_the_stage_at_its_start(tmp_path: Path) -> None:
