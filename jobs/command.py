@@ -150,11 +150,15 @@ def _in_words(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def settings_text(config: Config) -> bytes:
+    """Return the settings of a run as YAML that `--config` takes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode()
+
+
 def _keep(folder: Storage, config: Config, *, name: str, line: dict[str, Any]) -> None:
     """Leave the result and the settings beside the outputs of the run; the run itself is over by now."""
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     try:
         folder.write(f"{config.run.name}/{name}/run.json", json.dumps(line, indent=1).encode())
-        folder.write(f"{config.run.name}/{name}/config.yaml", settings.encode())
+        folder.write(f"{config.run.name}/{name}/config.yaml", settings_text(config))
     except OSError as error:
         print(f"{name}: run.json is not kept: {_in_words(error)}; see run.dir", file=sys.stderr)

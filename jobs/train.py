@@ -22,7 +22,7 @@ import logging
 from typing import Any
 
 from jobs.best import KeepBest, best_model
-from jobs.command import Result
+from jobs.command import Result, settings_text
 from jobs.config import Config
 from jobs.pretrained import start_from_pretrained
 from jobs.surroundings import journal, surroundings
@@ -57,6 +57,8 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.dry_run:
         log.info("would train %d ranks and write %s", max(1, config.resources.workers), model)
         return Result(counts={"rows": plan.listing.rows})
+    # Storage that cannot be written to is met here, and not when the first checkpoint is due.
+    plan.storage.write(f"{plan.folder}/config.yaml", settings_text(config))
     trained = train_on_ray(plan) if config.resources.workers else train_worker({"run": plan})
     if "error" in trained:
         raise RuntimeError(trained["error"])

@@ -133,6 +133,10 @@ def _list_file(
             return _list_groups(path, pq.ParquetFile(file), columns, selection, labels)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+    except OSError as error:
+        if error.filename is not None:  # the operating system's own words name it
+            raise
+        raise type(error)(f"{path}: cannot be read ({error}); check its name and who may read it") from error
 
 
 def _list_groups(

@@ -5,6 +5,7 @@ moto checks actions and resources and cannot check conditions, so `s3:prefix` of
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ import pytest
 
 from cmh_models.artefact import save_pretrained
 from tests.encoding.sources import good_rows, tiny_method, write_rows
+from tests.jobs.training import overrides
 from tests.s3 import make_bucket, running_server, s3_environment
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +102,23 @@ def test_the_writer_publishes_the_reader_searches_and_neither_can_do_more(
         refused = run(users[user], "-c", WRITE, f"s3://{BUCKET}/{place}")
         assert refused.returncode, f"{user} wrote into {place}"
         assert "PermissionError" in refused.stderr or "AccessDenied" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_trainer_trains_and_who_may_not_keep_runs_is_refused_before_it_starts(
+    users: dict[str, dict[str, str]],
+) -> None:
+    places = overrides(f"s3://{BUCKET}/clip", f"s3://{BUCKET}/runs", "train.global_batch_size=4")
+    here = ("resources.workers=0", "train.epochs=1")
+    words = [word for value in (*places, *here) for word in ("--set", value)]
+    trained = run(users["trainer"], "jobs/train.py", *words)
+    assert trained.returncode == 0, trained.stderr
+    elsewhere = ("--set", f"run.dir=s3://{BUCKET}/store")
+    for user, more, told in (
+        ("keeper", (), r"bucket/clip/0\.parquet: cannot be read \(.*\); check its name and who may read it"),
+        ("trainer", elsewhere, r"s3://bucket/store/run/train/config\.yaml: S3 refused access \(.*\); check"),
+    ):
+        refused = run(users[user], "jobs/train.py", *words, *more)
+        assert refused.returncode == 1
+        lines = [line for line in refused.stderr.splitlines() if line.startswith("train: ")]
+        assert len(lines) == 1 and re.search(told, lines[0]), refused.stderr

@@ -3,14 +3,17 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +22,11 @@ from jobs import export
 from jobs.command import Result
 from jobs.config import load_config
 from pipeline.releases.storage import Storage
-from tests.jobs.training import committed, overrides, run, train_workers
+from pipeline.releases.storage.retries import SILENT_SECONDS
+from tests.jobs.training import committed, overrides, run, start, train_workers
 from tests.processes import free_port, keep, let_go, ray_environment, wait_until
-from tests.s3 import BUCKET
+from tests.proxy import Fault, Proxy, Request, running_proxy
+from tests.s3 import BUCKET, s3_endpoint
 
 ROOT = Path(__file__).parents[2]
 TWO = ("resources.workers=2", "train.epochs=8", "deepspeed.zero_optimization.stage=2")
@@ -67,6 +72,73 @@ def test_a_killed_rank_costs_nothing_but_time(undisturbed: Result, scenes: Path,
     assert result.counts["steps"] == 48
     assert 0 < result.counts["steps_now"] < 48  # it went on from a checkpoint
     assert result.outputs["digest"] == undisturbed.outputs["digest"]
+
+
+def test_a_run_goes_from_one_process_to_a_cluster_and_back(
+    ray_cluster: str, scenes: Path, tmp_path: Path
+) -> None:
+    for workers, epochs in (0, 1), (2, 2), (0, 3):
+        moved = run(scenes, tmp_path, f"resources.workers={workers}", f"train.epochs={epochs}")
+        assert (moved.counts["steps"], moved.counts["steps_now"]) == (6 * epochs, 6)
+
+
+class Away:
+    """A plan by which the store is gone for a while, from the moment when a checkpoint is committed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = 0.0
+
+    def __call__(self, request: Request) -> Fault | None:
+        if self._until:
+            return Fault("refuse") if time.monotonic() < self._until else None
+        if request.method == "PUT" and request.path.endswith("checkpoint_manager_snapshot.json"):
+            self._until = time.monotonic() + self._seconds
+        return None
+
+
+def train_behind(
+    proxy: Proxy, scenes: Path, name: str, log: Path, **environment: str
+) -> tuple[int, dict[str, Any]]:
+    """Train by a job of its own whose store stands behind a proxy; return its exit code and result."""
+    here = os.environ | {"AWS_ENDPOINT_URL": proxy.endpoint} | environment
+    settings = (*TWO, f"run.name={name}")
+    job = start(scenes, f"s3://{BUCKET}/ray-runs", *settings, environment=here, log=log)
+    out, _ = job.communicate(timeout=400)
+    assert out.strip(), log.read_text()[-3000:]
+    return job.returncode, json.loads(out.splitlines()[-1])
+
+
+LONG = pytest.mark.skipif(not os.environ.get("TEST_LONG"), reason="takes minutes: TEST_LONG=1")
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=LONG)])
+def test_storage_that_is_away_for_a_while_is_waited_for(
+    seconds: float, undisturbed: Result, scenes: Path, tmp_path: Path
+) -> None:
+    with running_proxy(s3_endpoint(), Away(seconds)) as proxy:
+        code, line = train_behind(proxy, scenes, f"away-{seconds}", tmp_path / "log")
+    assert code == 0, line
+    assert proxy.done["refuse"] > 0
+    assert line["counts"]["steps_now"] == 48  # no rank had to start again
+    assert line["outputs"]["digest"] == undisturbed.outputs["digest"]
+    if seconds > SILENT_SECONDS:
+        assert "object storage has not answered for" in (tmp_path / "log").read_text()
+
+
+@LONG
+def test_storage_that_does_not_come_back_ends_the_run_in_one_line_and_it_goes_on_later(
+    undisturbed: Result, scenes: Path, tmp_path: Path
+) -> None:
+    with running_proxy(s3_endpoint(), Away(math.inf)) as proxy:
+        code, line = train_behind(proxy, scenes, "gone", tmp_path / "log", AWS_MAX_ATTEMPTS="2")
+        assert code == 1
+        assert "S3" in line["error"] and "\n" not in line["error"]
+        proxy.plan = None
+        code, line = train_behind(proxy, scenes, "gone", tmp_path / "log")
+    assert code == 0, line
+    assert 0 < line["counts"]["steps_now"] < 48
+    assert line["outputs"]["digest"] == undisturbed.outputs["digest"]
 
 
 def test_more_workers_than_the_cluster_has_are_said_in_one_line(
