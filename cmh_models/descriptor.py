@@ -13,6 +13,9 @@ CELLS = 4
 DIRECTIONS = 8
 COLOURS = 64
 DESCRIPTOR_VERSION = 1
+SLICE_VALUES = 1 << 21
+"""On a CPU so many pixel values are described at once: what is made of more of them falls out of the caches,
+and its memory goes back to the system after each pass."""
 
 
 def width_of(cells: int = CELLS) -> int:
@@ -34,8 +37,15 @@ def describe_pixels(pixels: Tensor, cells: int = CELLS) -> Tensor:
     """
     # Autocast would round the sums to half precision.
     with torch.autocast(pixels.device.type, enabled=False):
-        values = pixels.float()
-        return torch.cat([_colour_grid(values), _directions(values, cells), _colour_shares(pixels)], dim=1)
+        if pixels.device.type != "cpu" or torch.compiler.is_exporting():
+            return _describe(pixels, cells)
+        count = max(1, SLICE_VALUES // pixels[0].numel())
+        return torch.cat([_describe(part, cells) for part in pixels.split(count)])
+
+
+def _describe(pixels: Tensor, cells: int) -> Tensor:
+    values = pixels.float()
+    return torch.cat([_colour_grid(values), _directions(values, cells), _colour_shares(pixels)], dim=1)
 
 
 def _colour_grid(values: Tensor) -> Tensor:

@@ -112,13 +112,21 @@ def decode_table(
 
 
 def decode_side(
-    table: pa.Table, columns: ColumnMap, recipe: InputRecipe, *, side: Side, known: Known
+    table: pa.Table,
+    columns: ColumnMap,
+    recipe: InputRecipe,
+    *,
+    side: Side,
+    keys: list[str | None],
+    known: Known,
 ) -> DecodedSide:
     """Decode one side of rows as `decode_table` does, but those whose bytes are known: these are only hashed.
 
     Rows are numbered from 0.
+
+    Args:
+        keys: of the rows, as `read_keys` gives them.
     """
-    keys = read_keys(table.column(columns.key))
     source = open_side(table, columns, recipe, side=side)
     asked = np.array([i for i in np.flatnonzero(source.comparable) if keys[i] is not None], dtype=np.int64)
     hashes = np.zeros((table.num_rows, HASH_SIZE), np.uint8)

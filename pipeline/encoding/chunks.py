@@ -90,8 +90,8 @@ def plan_chunks(
     return chunks
 
 
-def join_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
-    """Return chunks of which each is up to `count` neighbours, still read one by one.
+def join_chunks(chunks: Sequence[Chunk], count: int, *, rows: int) -> list[Chunk]:
+    """Return chunks of which each is up to `count` neighbours, but no more rows; still read one by one.
 
     A forward pass has a fixed number of rows, and of a unit whose codes mostly stand already a chunk alone
     would fill it with few. Chunks cut out of one row group stay together, however many: one pass reads them.
@@ -99,7 +99,8 @@ def join_chunks(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     runs: list[list[Chunk]] = []
     for chunk in chunks:
         cut_from_last = bool(runs) and chunk.offset > 0
-        if not cut_from_last and (not runs or len(runs[-1]) >= count):
+        full = bool(runs) and (len(runs[-1]) >= count or chunk.stop - runs[-1][0].start > rows)
+        if not cut_from_last and (not runs or full):
             runs.append([])
         runs[-1].append(chunk)
     return [_joined(index, run) for index, run in enumerate(runs)]

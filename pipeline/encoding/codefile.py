@@ -8,6 +8,7 @@ metadata; nothing here decodes, computes codes or writes a store.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,18 @@ class UnitRows:
     keys: pa.Array  # null where a row has no usable key
     tokens: pa.Array | None = None  # int64 change tokens; None where the source has no column of them
     first_row: int = 0  # number of the first row in its file
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The (N,) ids of the keys; of rows without one, nothing that means anything."""
+        return sample_ids(key or "" for key in self.keys.to_pylist())
+
+    @cached_property
+    def first_of_key(self) -> np.ndarray:
+        """For each row the first row with its key, from 0; of rows without one, as above."""
+        groups = pc.fill_null(self.keys.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
+        _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
+        return first[group_of_row]
 
 
 def make_code_file(
@@ -192,7 +205,7 @@ def _keep(side: EncodedSide, kept: np.ndarray, rejects: Sequence[Reject]) -> Enc
 def _drop_duplicates(side: EncodedSide, unit: UnitRows) -> EncodedSide:
     """Turn the encoded rows whose key an earlier row of the unit has into rejects."""
     start = unit.first_row
-    first = _first_rows(unit.keys) + start
+    first = unit.first_of_key + start
     duplicate = first[side.rows - start] != side.rows
     if not duplicate.any():
         return side
@@ -222,13 +235,6 @@ def _drop_forgotten(side: EncodedSide, mask: np.ndarray, start: int) -> EncodedS
 def forgotten_row(row: int) -> Reject:
     """Return the reject of a row whose key was forgotten."""
     return Reject(row, "", FORGOTTEN, _FORGOTTEN_ERROR)
-
-
-def _first_rows(keys: pa.Array) -> np.ndarray:
-    """Return, for each row, the first row with its key; of rows without one, nothing that means anything."""
-    groups = pc.fill_null(keys.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
-    _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
-    return first[group_of_row]
 
 
 def _ledger(side: EncodedSide) -> Ledger:
@@ -265,11 +271,11 @@ def _metadata(recipe: CodeFileRecipe, ledger: Ledger) -> dict[str, str]:
 
 
 def _code_table(side: EncodedSide, unit: UnitRows, metadata: dict[str, str]) -> pa.Table:
-    rows = pa.array(side.rows - unit.first_row)
-    mine = unit.keys.take(rows)
+    at = side.rows - unit.first_row
+    rows = pa.array(at)
     columns = {
-        "id": sample_ids(mine.to_pylist()),
-        "key": mine,
+        "id": unit.ids[at],
+        "key": unit.keys.take(rows),
         "row": side.rows,
         "content_hash": _fixed_binary(side.hashes),
         "code": _fixed_binary(side.codes),

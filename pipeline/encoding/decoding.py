@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.decode import DecodedSide, decode_side, decode_table
+from pipeline.corpus.decode import HASH_SIZE, DecodedSide, decode_side, decode_table
 from pipeline.corpus.readers import read_keys, read_tokens
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import SIDES, ColumnMap, SchemaError, Side, resolve_columns
@@ -109,7 +109,7 @@ def decode_chunk(
         earlier: by side, codes of an earlier night. A row whose key and change token are there is not read;
             one whose content hash is there is read and not decoded.
     """
-    return next(_decode_all((chunk,), source, sides, earlier or {}))
+    return next(_decode_all(replace(chunk, pieces=()), source, sides, earlier or {}))
 
 
 def decode_pieces(
@@ -120,21 +120,23 @@ def decode_pieces(
     earlier: Mapping[Side, EarlierCodes] | None = None,
 ) -> Iterator[DecodedChunk]:
     """Yield the pieces of a chunk as `decode_chunk` gives them, or the chunk itself; read in one pass."""
-    return _decode_all(chunk.pieces or (chunk,), source, sides, earlier or {})
+    return _decode_all(chunk, source, sides, earlier or {})
 
 
 def _decode_all(
-    chunks: Sequence[Chunk], source: Source, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]
+    whole: Chunk, source: Source, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]
 ) -> Iterator[DecodedChunk]:
-    """Decode chunks of one unit; the first that cannot be read is the last."""
-    chunk = chunks[0]
+    """Decode a chunk piece by piece; the first that cannot be read is the last."""
+    piece = whole
     try:
-        reader = source.rows(chunk.unit)
-        columns = source.columns(reader.file.schema_arrow, chunk.unit.path)
-        for chunk in chunks:
-            yield _decode(_OpenChunk(chunk, source, reader, columns), sides, earlier)
+        reader = source.rows(whole.unit)
+        columns = source.columns(reader.file.schema_arrow, whole.unit.path)
+        opened = _OpenChunk(whole, source, reader, columns)
+        marks = _read_marks(opened, earlier) if earlier and columns.updated is not None else None
+        for piece in whole.pieces or (whole,):
+            yield _decode(replace(opened, chunk=piece), sides, earlier, marks)
     except Exception as error:  # whatever a broken file leads the readers to; it must not end the night
-        yield DecodedChunk(chunk, error=one_line(error))
+        yield DecodedChunk(piece, error=one_line(error))
 
 
 @dataclass(frozen=True)
@@ -144,61 +146,96 @@ class _OpenChunk:
     reader: RowReader
     columns: ColumnMap
 
-    @property
-    def updated(self) -> list[str]:
-        return [] if self.columns.updated is None else [self.columns.updated]
+
+@dataclass(frozen=True)
+class _Marks:
+    """What the rows of a chunk are known again by; read for all of its pieces at once."""
+
+    start: int  # number of the first row
+    keys: list[str | None]
+    tokens: pa.Array
+    found: Mapping[Side, np.ndarray]  # rows of the earlier code file of a side; -1 where it has none
+
+    def of(self, piece: Chunk) -> "_Marks":
+        start, stop = piece.start - self.start, piece.stop - self.start
+        found = {side: rows[start:stop] for side, rows in self.found.items()}
+        return _Marks(piece.start, self.keys[start:stop], self.tokens.slice(start, stop - start), found)
 
 
-def _decode(opened: _OpenChunk, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]) -> DecodedChunk:
+def _read_marks(opened: _OpenChunk, earlier: Mapping[Side, EarlierCodes]) -> _Marks:
     chunk, columns = opened.chunk, opened.columns
-    narrow = bool(earlier and opened.updated)  # the other columns are read for the rows that need it
-    names = columns.names(() if narrow else sides)
-    table = opened.reader.read_rows(chunk, list(dict.fromkeys([*names, *opened.updated])))
-    keys = read_keys(table.column(columns.key))
-    tokens = read_tokens(table.column(columns.updated)) if columns.updated is not None else None
+    updated = str(columns.updated)
+    table = opened.reader.read_rows(chunk, list(dict.fromkeys([columns.key, updated])))
+    keys, tokens = read_keys(table.column(columns.key)), read_tokens(table.column(updated))
+    named = pa.array(keys, pa.string())
+    found = {side: codes.by_token(named, tokens, first_row=chunk.start) for side, codes in earlier.items()}
+    return _Marks(chunk.start, keys, tokens, found)
+
+
+def _decode(
+    opened: _OpenChunk, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes], marks: _Marks | None
+) -> DecodedChunk:
+    chunk, columns, recipe = opened.chunk, opened.columns, opened.source.recipe
     fresh = [side for side in sides if side not in earlier]
     decoded, reused = {}, {}
-    if fresh and narrow:
-        table = opened.reader.read_rows(chunk, columns.names(fresh))
+    if marks is not None:  # the other columns are read for the rows that need it
+        mine = marks.of(chunk)
+        keys, tokens = mine.keys, mine.tokens
+        for side in sides:
+            if side in earlier:
+                decoded[side], reused[side] = _decode_some(opened, side, earlier[side], marks=mine)
+        table = opened.reader.read_rows(chunk, columns.names(fresh)) if fresh else None
+    else:
+        updated = [] if columns.updated is None else [columns.updated]
+        table = opened.reader.read_rows(chunk, list(dict.fromkeys([*columns.names(sides), *updated])))
+        keys = read_keys(table.column(columns.key))
+        tokens = read_tokens(table.column(columns.updated)) if columns.updated is not None else None
+        for side in sides:
+            if side in earlier:
+                numbers = np.arange(chunk.start, chunk.stop)
+                decoded[side], reused[side] = _decode_unknown(
+                    table, opened, side, earlier[side], keys=keys, numbers=numbers
+                )
     if fresh:
-        decoded = decode_table(table, columns, opened.source.recipe, sides=fresh, first_row=chunk.start)
-    for side in sides:
-        if side in earlier and narrow:
-            found = earlier[side].by_token(pa.array(keys, pa.string()), tokens)
-            decoded[side], reused[side] = _decode_some(opened, side, earlier[side], found=found)
-        elif side in earlier:
-            decoded[side], reused[side] = _decode_unknown(
-                table, opened, side=side, codes=earlier[side], numbers=np.arange(chunk.start, chunk.stop)
-            )
+        decoded |= decode_table(table, columns, recipe, sides=fresh, first_row=chunk.start)
     return DecodedChunk(chunk, keys, decoded, tokens=tokens, reused=reused)
 
 
 def _decode_some(
-    opened: _OpenChunk, side: Side, codes: EarlierCodes, *, found: np.ndarray
+    opened: _OpenChunk, side: Side, codes: EarlierCodes, *, marks: _Marks
 ) -> tuple[DecodedSide, ReusedRows]:
-    """Read and decode the rows that `found` has no row of an earlier code file for."""
-    changed = np.flatnonzero(found < 0)
-    table = opened.reader.read_some(opened.chunk, opened.columns.names([side]), rows=changed)
-    numbers = changed + opened.chunk.start
-    decoded, same = _decode_unknown(table, opened, side=side, codes=codes, numbers=numbers)
+    """Read and decode the rows that no row of an earlier code file was found for."""
+    found = marks.found[side]
+    changed, known = np.flatnonzero(found < 0), np.flatnonzero(found >= 0)
+    reused = ReusedRows(known + marks.start, codes.hashes[found[known]], codes.codes[found[known]])
+    if not len(changed):
+        nothing = np.empty(0, np.int64)
+        return DecodedSide(len(found), nothing, [], np.empty((0, HASH_SIZE), np.uint8), []), reused
+    column = opened.columns.side(side)
+    names = [opened.columns.key if column is None else column.name]
+    table = opened.reader.read_some(opened.chunk, names, rows=changed)
+    keys, numbers = [marks.keys[row] for row in changed], changed + marks.start
+    decoded, same = _decode_unknown(table, opened, side, codes, keys=keys, numbers=numbers)
     decoded.read = len(found)
-    known = np.flatnonzero(found >= 0)
-    return decoded, ReusedRows(
-        np.concatenate([known + opened.chunk.start, same.rows]),
-        np.concatenate([codes.hashes[found[known]], same.hashes]),
-        np.concatenate([codes.codes[found[known]], same.codes]),
-    )
+    return decoded, reused.and_those(same)
 
 
 def _decode_unknown(
-    table: pa.Table, opened: _OpenChunk, *, side: Side, codes: EarlierCodes, numbers: np.ndarray
+    table: pa.Table,
+    opened: _OpenChunk,
+    side: Side,
+    codes: EarlierCodes,
+    *,
+    keys: list[str | None],
+    numbers: np.ndarray,
 ) -> tuple[DecodedSide, ReusedRows]:
-    """Decode the rows of a table whose bytes an earlier code file does not know; they have these numbers."""
+    """Decode those rows of a table whose bytes an earlier code file does not know."""
 
     def known(hashes: np.ndarray) -> np.ndarray:
         return codes.by_hash(hashes) >= 0
 
-    decoded = decode_side(table, opened.columns, opened.source.recipe, side=side, known=known)
+    columns, recipe = opened.columns, opened.source.recipe
+    decoded = decode_side(table, columns, recipe, side=side, keys=keys, known=known)
     decoded.rows = numbers[decoded.rows]
     decoded.rejects = [replace(reject, row=int(numbers[reject.row])) for reject in decoded.rejects]
     found = codes.by_hash(decoded.known_hashes)

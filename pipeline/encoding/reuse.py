@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.corpus.schema import Side
+from pipeline.corpus.schema import Side, sample_ids
 from pipeline.encoding.codefile import CodeFileRecipe, recipe_metadata
 from pipeline.releases.addresses import code_path
 from pipeline.releases.storage import Storage
@@ -31,6 +31,11 @@ class ReusedRows:
     hashes: np.ndarray  # (n, 16) uint8
     codes: np.ndarray  # (n, S) uint8
 
+    def and_those(self, others: "ReusedRows") -> "ReusedRows":
+        """Return these rows and others."""
+        pairs = ((self.rows, others.rows), (self.hashes, others.hashes), (self.codes, others.codes))
+        return ReusedRows(*map(np.concatenate, pairs))
+
 
 class EarlierCodes:
     """The rows of one code file, to be found by what they are.
@@ -42,11 +47,10 @@ class EarlierCodes:
     def __init__(self, table: pa.Table) -> None:
         self.hashes = _bytes_of(table["content_hash"])
         self.codes = _bytes_of(table["code"])
-        self._keys = _whole(table["key"])
-        self._tokens = _whole(table["token"]) if "token" in table.column_names else None
         prefix = _prefixes(self.hashes)
         self._order = np.argsort(prefix, kind="stable")
         self._prefix = prefix[self._order]
+        self._marked = _MarkedRows(table) if "token" in table.column_names else None
 
     def by_hash(self, hashes: np.ndarray) -> np.ndarray:
         """Return, for (n, 16) content hashes, the (n,) rows of the file that have them; -1 where none has."""
@@ -57,14 +61,52 @@ class EarlierCodes:
         # Of two hashes with equal halves only one is found: the other row is encoded again.
         return np.where((self.hashes[found] == hashes).all(axis=1), found, -1)
 
-    def by_token(self, keys: pa.Array, tokens: pa.Array | None) -> np.ndarray:
-        """Return the (n,) rows of the file with the same key and the same token; -1 where there is none."""
-        nothing = np.full(len(keys), -1, np.int64)
-        if tokens is None or self._tokens is None:
-            return nothing
-        found = pc.index_in(keys, value_set=self._keys, skip_nulls=True)
-        same = pc.fill_null(pc.equal(self._tokens.take(found), tokens), False)
-        return np.where(_numpy(same), _numpy(pc.fill_null(found, -1)), nothing)
+    def by_token(self, keys: pa.Array, tokens: pa.Array | None, *, first_row: int = 0) -> np.ndarray:
+        """Return the (n,) rows of the file with the same key and the same token; -1 where there is none.
+
+        Args:
+            first_row: number of the first of these rows in its unit.
+        """
+        if tokens is None or self._marked is None:
+            return np.full(len(keys), -1, np.int64)
+        return self._marked.find(keys, tokens, first_row)
+
+
+class _MarkedRows:
+    """The rows of a code file by key and change token.
+
+    A row is looked for where it was, and by the id of its key where another key is there now.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._keys, self._tokens = _whole(table["key"]), _whole(table["token"])
+        self._ids = _whole(table["id"]).to_numpy()  # ascending
+        rows = _whole(table["row"]).to_numpy()
+        self._first = int(rows.min()) if len(rows) else 0
+        self._places = np.full(np.ptp(rows) + 1 if len(rows) else 0, -1, np.int64)  # of rows from there on
+        self._places[rows - self._first] = np.arange(len(rows))
+
+    def find(self, keys: pa.Array, tokens: pa.Array, first_row: int) -> np.ndarray:
+        """Return the row of the file for every key and token; -1 where there is none."""
+        numbers = np.arange(len(keys)) + first_row - self._first
+        inside = (numbers >= 0) & (numbers < len(self._places))
+        found = np.full(len(keys), -1, np.int64)
+        found[inside] = self._places[numbers[inside]]
+        mine = self._have(found, keys)
+        others = np.flatnonzero(~mine & _numpy(keys.is_valid()))
+        if len(others) and len(self._ids):
+            asked = keys.take(pa.array(others))
+            at = np.searchsorted(self._ids, sample_ids(asked.to_pylist()))
+            # Of two keys with equal ids only one is found: the other row is encoded again.
+            at = np.minimum(at, len(self._ids) - 1)
+            found[others], mine[others] = at, self._have(at, asked)
+        same = self._tokens.take(pa.array(np.maximum(found, 0), mask=~mine))
+        return np.where(_numpy(pc.fill_null(pc.equal(same, tokens), False)), found, -1)
+
+    def _have(self, rows: np.ndarray, keys: pa.Array) -> np.ndarray:
+        """Tell which of these rows of the file, -1 being none, have just these keys."""
+        there = self._keys.take(pa.array(np.maximum(rows, 0), mask=rows < 0))
+        return _numpy(pc.fill_null(pc.equal(there, keys), False))
 
 
 def open_earlier(

@@ -25,9 +25,11 @@ from pipeline.releases.addresses import code_path, rejects_path, sha256
 from pipeline.releases.forgetting import NOTHING_FORGOTTEN, Forgotten
 from pipeline.releases.storage import SourceFile, Storage
 
-PIECES = 16
+PIECES = 64
 """So many chunks of a unit with earlier codes are encoded together: as a rule few of their rows are left for
 the network, and its last pass takes as long for one row as for a whole tile."""
+JOINED_ROWS = 1 << 18
+"""Fewer chunks if they have more rows: the keys of all of them are held."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def open_unit(work: UnitWork, source: Source, *, max_bytes: int = CHUNK_BYTES, j
             work.unit, metadata, max_bytes=max_bytes, image_size=size, row_groups=work.row_groups
         )
         if join:
-            chunks = join_chunks(chunks, PIECES if work.earlier else 1)
+            chunks = join_chunks(chunks, PIECES if work.earlier else 1, rows=JOINED_ROWS)
         rows = chunks[-1].stop - chunks[0].start if chunks else 0
         return replace(work, rows=rows, chunks=tuple(chunks))
     except Exception as error:  # whatever a broken file leads the readers to

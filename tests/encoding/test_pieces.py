@@ -16,11 +16,13 @@ from tests.encoding.test_reuse import RECIPE
 from tests.encoding.test_units import FILES
 
 
+@pytest.mark.parametrize("rows_held", [1, 8, 1000])
 @pytest.mark.parametrize("count", [1, 3, 4, 16])
-def test_joined_chunks_hold_every_row_once(count: int) -> None:
+def test_joined_chunks_hold_every_row_once(count: int, rows_held: int) -> None:
     chunks = plan_chunks(UNIT, footer([5, 1, 9, 30, 2, 2]), max_bytes=300)
-    joined = join_chunks(chunks, count)
+    joined = join_chunks(chunks, count, rows=rows_held)
     assert [piece for chunk in joined for piece in chunk.pieces] == chunks
+    assert all(chunk.stop - chunk.start <= max(rows_held, 47) for chunk in joined)
     assert [chunk.index for chunk in joined] == list(range(len(joined)))
     assert all(chunk.offset == 0 for chunk in joined)  # what is cut out of one row group stays together
     rows = [row for chunk in joined for row in range(chunk.start, chunk.stop)]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cmh_models.method import HashMethod
 from pipeline.corpus.decode import content_hash, decode_side
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.corpus.schema import Columns, Side, resolve_columns
+from pipeline.corpus.schema import Columns, Side, resolve_columns, sample_id
 from pipeline.encoding.codefile import CodeFileRecipe
 from pipeline.encoding.decoding import Source, decode_chunk
 from pipeline.encoding.encoder import EncodeChunk
@@ -159,6 +159,45 @@ def test_with_a_token_the_bytes_of_an_unchanged_row_are_not_read(tmp_path: Path)
     assert codes_of(first, store) == codes_of(report, store)  # its code is of the bytes of before
 
 
+MARKED = st.dictionaries(st.text(max_size=3), st.integers(0, 3) | st.none(), max_size=20)
+
+
+@given(
+    MARKED,
+    st.lists(st.tuples(st.text(max_size=3) | st.none(), st.integers(0, 3) | st.none()), max_size=20),
+    st.permutations(range(20)),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_a_key_and_its_token_are_found_wherever_the_row_was(
+    before: dict[str, int | None],
+    asked: list[tuple[str | None, int | None]],
+    places: list[int],
+    start: int,
+    first_row: int,
+) -> None:
+    asked = asked + list(before.items())[::2]
+    rows = sorted(zip(before, places, strict=False), key=lambda row: (sample_id(row[0]), row[0]))
+    table = pa.table(
+        {
+            "id": pa.array([sample_id(key) for key, _ in rows], pa.int64()),
+            "key": pa.array([key for key, _ in rows], pa.string()),
+            "row": pa.array([start + place for _, place in rows], pa.int64()),
+            "content_hash": pa.array([content_hash(key.encode()) for key, _ in rows], pa.binary(16)),
+            "code": pa.array([b"c"] * len(rows), pa.binary(1)),
+            "token": pa.array([before[key] for key, _ in rows], pa.int64()),
+        }
+    )
+    keys, tokens = (
+        pa.array([row[n] for row in asked], kind) for n, kind in enumerate([pa.string(), pa.int64()])
+    )
+    found = EarlierCodes(table).by_token(keys, tokens, first_row=first_row)
+    known = {key: n for n, (key, _) in enumerate(rows)}
+    for (key, token), row in zip(asked, found.tolist(), strict=True):
+        same = key in known and token is not None and before[key] == token
+        assert row == (known[key] if same else -1)
+
+
 def test_a_code_of_another_tower_recipe_or_packer_is_never_taken(tmp_path: Path) -> None:
     (old,) = versions_of(tmp_path, [told("a", PICTURES[0], "a")], tokens=False)
     store = Storage(tmp_path / "store")
@@ -212,6 +251,7 @@ def test_features_are_known_again_by_width_and_bytes(tmp_path: Path) -> None:
             columns,
             InputRecipe(image_width=6),
             side="image",
+            keys=list("abcd"),
             known=lambda hashes: codes.by_hash(hashes) >= 0,
         )
         assert (len(decoded.known_rows), len(decoded.rejects)) == (found, 4 - found)

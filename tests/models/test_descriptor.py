@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmh_models import descriptor
 from cmh_models.descriptor import describe_pixels, width_of
 from tests import reference
 
@@ -33,6 +34,14 @@ def test_a_row_is_described_alike_in_any_batch() -> None:
     whole = describe_pixels(pixels)
     for start, stop in ((0, 1), (7, 20), (39, 40)):
         assert torch.equal(describe_pixels(pixels[start:stop]), whole[start:stop])
+
+
+def test_slices_of_any_size_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = draw(9, 32)
+    whole = describe_pixels(pixels)
+    for values in (1, 2 * 32 * 32 * 3, 4 * 32 * 32 * 3):
+        monkeypatch.setattr(descriptor, "SLICE_VALUES", values)
+        assert torch.equal(describe_pixels(pixels), whole)
 
 
 def test_half_precision_training_does_not_change_a_description() -> None:
