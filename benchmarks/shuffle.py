@@ -71,7 +71,7 @@ def look(counts: list[int], window: int) -> dict[str, float]:
 
 def batches_of(counts: list[int], window: int, epoch: int) -> np.ndarray:
     """Return (steps, BATCH) the rows of an epoch."""
-    plan = EpochPlan(counts, seed=1, epoch=epoch, global_batch_size=BATCH, mix_chunks=window)
+    plan = EpochPlan(counts, seed=1, epoch=epoch, global_batch_size=BATCH, mix_chunks=window, mix_rows=0)
     return np.concatenate(list(plan.windows())).reshape(-1, BATCH)
 
 
@@ -117,7 +117,8 @@ def train_once(source: Path, window: int, seed: int) -> dict[str, float]:
     method = run.build()
     engine = make_engine(method, run.train, {})
     reader = PieceReader(run.filesystem, run.recipe, run.listing.classes)
-    feed = Feed(run.listing, reader, FeedConfig(seed, run.train.global_batch_size, mix_chunks=window))
+    config = FeedConfig(seed, run.train.global_batch_size, mix_chunks=window, mix_rows=0)
+    feed = Feed(run.listing, reader, config)
     fit(engine, feed, run.train, seed=seed)
     return judge(run, engine.method)
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.cache import Arrays, RowCache, array_bytes
 from pipeline.corpus.decode import InputRecipe, Pairs, decode_pairs
 from pipeline.corpus.listing import Listing, TrainChunk
-from pipeline.corpus.plan import EpochPlan
+from pipeline.corpus.plan import MIX_ROWS, EpochPlan
 from pipeline.corpus.schema import ColumnMap
 
 log = logging.getLogger(__name__)
@@ -174,6 +174,7 @@ class FeedConfig:
     seed: int
     global_batch_size: int
     mix_chunks: int = 8
+    mix_rows: int = MIX_ROWS
     cache_bytes: int = 2 << 30
 
 
@@ -217,6 +218,7 @@ class Feed:
             epoch=epoch,
             global_batch_size=config.global_batch_size,
             mix_chunks=config.mix_chunks,
+            mix_rows=config.mix_rows,
         )
 
     def _windows(self, windows: list[np.ndarray]) -> Iterator[Arrays]:
