@@ -23,7 +23,7 @@ class RankSettings:
     name: str
     storage_path: str
     filesystem: pyarrow.fs.FileSystem
-    max_failures: int = 2  # ranks that died
+    max_failures: int = 3  # times that ranks died and all start again
     start_attempts: int = 10  # of a minute each, when the cluster cannot give the ranks
     keep_checkpoints: int = 2
 

@@ -107,6 +107,7 @@ class ResourcesConfig(Section):
     gpu: bool = False
     cpus_per_worker: float = Field(default=1, gt=0)
     encoders: int = Field(default=2, ge=1)  # actors that hold a copy of the model
+    max_restarts: int = Field(default=3, ge=0)  # of all ranks, after one of them died
     worker_timeout: int = Field(default=600, ge=1)  # seconds to wait for a cluster that cannot give them
 
 

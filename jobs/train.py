@@ -86,6 +86,7 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
         name=plan.config.run.name,
         storage_path=root,
         filesystem=filesystem,
+        max_failures=asked.max_restarts,
         start_attempts=max(1, timeout // 60),
     )
     return dict(run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings))
