@@ -1,10 +1,12 @@
 """Where a key is in a release: its unit and row, its code and the part that holds it, or why it was rejected.
 
-The parts answer for encoded rows: their keys are sorted by id, so a look-up reads a few places of a mapped
-file, and of a remote store one column of each part's keys. Only the files of rejects are read whole.
+The parts answer for encoded rows: their keys are sorted by id, so a look-up reads a few places of each part's
+keys; where they are remote, those of the part that holds the id are then read whole. So are all rejects.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,13 @@ import pyarrow.parquet as pq
 
 from pipeline.releases.addresses import code_path, part_keys_path, rejects_path
 from pipeline.releases.manifest import ManifestError, code_file
+from pipeline.releases.sorted_ids import find_id
 from pipeline.releases.storage import Storage
+
+log = logging.getLogger(__name__)
+
+REQUESTS = 16
+"""Threads that wait for the storage while parts are looked into."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,32 @@ def sorted_ids(keys: pa.Table) -> np.ndarray:
 
 
 def _places(storage: Storage, tables: Mapping[str, pa.Table], key: str, number: int) -> Iterator[Place]:
-    for part in tables["parts"].to_pylist():
-        ids = sorted_ids(read_keys(storage, part["part"], ids_only=True))
-        start, end = np.searchsorted(ids, number, side="left"), np.searchsorted(ids, number, side="right")
+    parts = tables["parts"].to_pylist()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = list(pool.map(lambda part: _find_id(storage, part, number), parts))
+    for part, (start, end) in zip(parts, found, strict=True):
         if start == end:
             continue
         for offset, row in enumerate(read_keys(storage, part["part"]).slice(start, end - start).to_pylist()):
             if row["key"] == key:
-                yield _place(storage, tables["units"], part, row=row, position=int(start) + offset)
+                yield _place(storage, tables["units"], part, row=row, position=start + offset)
+
+
+def _find_id(storage: Storage, part: Mapping[str, Any], number: int) -> tuple[int, int]:
+    """Return the rows [start, end) of a part that have an id, from as few bytes as can be."""
+    path = part_keys_path(part["part"])
+    if storage.local(path) is None:
+        filesystem, root = storage.filesystem()
+        try:
+            with filesystem.open_input_file(f"{root}/{path}") as file:
+                return find_id(file, part["rows"], number)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{storage.where(path)} is missing: the keys of a part") from error
+        except ValueError as error:
+            log.debug("%s: %s; all of its ids are read", storage.where(path), error)
+    ids = sorted_ids(read_keys(storage, part["part"], ids_only=True))
+    start, end = (int(np.searchsorted(ids, number, side=side)) for side in ("left", "right"))
+    return start, end
 
 
 def _place(
