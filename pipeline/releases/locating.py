@@ -128,7 +128,7 @@ def _find_id(storage: Storage, part: Mapping[str, Any], number: int) -> tuple[in
                 return find_id(file, part["rows"], number)
         except FileNotFoundError as error:
             raise ManifestError(f"{storage.where(path)} is missing: the keys of a part") from error
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # whatever is wrong, reading it all will say
             log.debug("%s: %s; all of its ids are read", storage.where(path), error)
     ids = sorted_ids(read_keys(storage, part["part"], ids_only=True))
     start, end = (int(np.searchsorted(ids, number, side=side)) for side in ("left", "right"))

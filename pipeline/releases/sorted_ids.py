@@ -27,6 +27,7 @@ def find_id(file: pa.NativeFile, rows: int, number: int) -> tuple[int, int]:
         rows: how many they are.
     Raises:
         ValueError: the file is not laid out like this, nothing is known then.
+        OSError: it ends too early, or cannot be read.
     """
     if not rows:
         return 0, 0
