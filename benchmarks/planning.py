@@ -1,7 +1,8 @@
 """How long a night of a million units is planned, how much memory that takes, and how fast a release opens.
 
 Synthetic tables, no data files: a parent release of so many units (two sides), the same source with one per
-cent of the units changed, a first night, and a store on local disk that holds such a release; and the whole
+cent of the units changed, a first night, and a store on local disk that holds such a release; `encoded`, a
+first night whose units are all reported as encoded, up to the written release; and the whole
 process of a night of 1,000 units in which nothing has changed (median of five). Every figure is of a process
 of its own: its peak memory is that of all it did. There is nothing to compare with but
 limits: the ratios are limit / measured, so at least 1 is within.
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +31,10 @@ from jobs.config import load_config
 from jobs.facts import keep_facts
 from jobs.night import Parent, open_night, plan
 from pipeline.corpus.recipe import InputRecipe
+from pipeline.encoding.codefile import Ledger
 from pipeline.encoding.models import ModelFacts
+from pipeline.encoding.outcome import Outcome, Standing, count_rows, next_rejects, next_units
+from pipeline.encoding.units import StoredCodes, StoredFile, UnitReport
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
     PARTS,
@@ -70,7 +75,7 @@ def main() -> None:
     for case, figure in figures.items():
         print(f"{case:<12} {figure['seconds']:8.2f} {figure['peak'] / 2**20:9.0f}", file=sys.stderr)
     ratios = {}
-    for case in ("first_night", "unchanged", "changed", "new_tower"):
+    for case in ("first_night", "unchanged", "changed", "new_tower", "encoded"):
         ratios[f"{case}_seconds"] = SECONDS / figures[case]["seconds"]
         ratios[f"{case}_memory"] = BYTES / figures[case]["peak"]
     ratios["quiet_night_seconds"] = QUIET_SECONDS / figures["quiet_night"]["seconds"]
@@ -162,6 +167,48 @@ def _plan(
     } | facts
 
 
+def _encoded(folder: Path, units: int) -> dict[str, float]:
+    """Plan a first night, take a report of every unit and write the release: all but encoding and parts."""
+    started = time.monotonic()
+    wanted = plan_night(cut_files(_files(units), UNITS.empty_table(), {}), TOWERS, recipes=RECIPES)
+    planned, before = time.monotonic(), _peak()
+    standing = Standing()
+    for batch in wanted.encode.to_batches(max_chunksize=4096):
+        rows = iter(batch.to_pylist())  # both sides of a unit, one after the other
+        for image, text in zip(rows, rows, strict=True):
+            standing.made(_report(image, text))
+    outcome = Outcome(standing.table())
+    taken = time.monotonic()
+    made = next_units(wanted, outcome, UNITS.empty_table())
+    tables = {"units": made, "rejects": next_rejects(made, outcome, REJECTS.empty_table())}
+    counts = count_rows(outcome, wanted)
+    storage = Storage(folder / "encoded")
+    recipe = ReleaseRecipe(code_length=64, model="5" * 32, fingerprints=TOWERS, input_recipe="6" * 32)
+    write_release(storage, recipe, tables=tables | {"parts": PARTS.empty_table()})
+    now = time.monotonic()
+    return {
+        "seconds": now - started,
+        "planning": planned - started,
+        "reports": taken - planned,
+        "tables": now - taken,
+        "peak": _peak(),
+        "peak_of_planning": before,
+        "rows": counts["rows_encoded"],
+    }
+
+
+def _report(image: dict[str, Any], text: dict[str, Any]) -> UnitReport:
+    """Return the report of a unit; in every hundredth some rows are rejected."""
+    files = {}
+    for row in (image, text):
+        rejected = 7 if row["size"] % 100 == 0 else 0
+        ledger = Ledger(10_000, 10_000 - rejected, rejected, 0)
+        rejects = StoredFile(2 * row["unit"], 900) if rejected else None
+        files[row["side"]] = StoredCodes(row["code"], ledger, StoredFile(2 * row["code"], 300_000), rejects)
+    unit = SourceFile(image["path"], image["size"], image["token"])
+    return UnitReport(unit, files, place=(image["path"], None))
+
+
 def _open(folder: Path, units: int) -> dict[str, float]:
     started = time.monotonic()
     Release.open(folder)
@@ -208,6 +255,7 @@ CASES: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "unchanged": _plan,
     "changed": lambda folder, units: _plan(folder, units, changed=100),
     "new_tower": lambda folder, units: _plan(folder, units, towers=TOWERS | {"text": "9" * 32}),
+    "encoded": _encoded,
     "open": _open,
     "quiet_night": _quiet,
 }

@@ -142,8 +142,11 @@ def next_units(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table
     if len(kept):
         in_part = _is_in(joined(plan.encode, "path", "side"), joined(kept, "path", "side"))
         fresh = pc.and_(fresh, pc.invert(in_part))
-    made = _unit_rows(plan.encode.filter(fresh), outcome.standing.take(found.filter(fresh)))
-    return pa.concat_tables([plan.reuse, kept, made])
+    wanted = plan.encode
+    if not pc.all(fresh, min_count=0).as_py():  # else this would be a copy of millions of rows
+        wanted, found = wanted.filter(fresh), found.filter(fresh)
+    standing = outcome.standing.select([*_LEDGER, "sha256", "bytes"]).take(found)
+    return pa.concat_tables([plan.reuse, kept, _unit_rows(wanted, standing)])
 
 
 def _kept_rows(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table:
