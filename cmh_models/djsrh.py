@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmh_models.cosines import Slope, cosine_outputs, slope_of
 from cmh_models.losses import TargetProducts, grams_of, squared_errors
-from cmh_models.method import SIDES, Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
+from cmh_models.method import Batch, Everyone, HashMethod, HashOutput, MethodConfig, Progress, Term
 from cmh_models.statistics import named, under
 from cmh_models.towers import Described, TowersConfig, build_tower, description_sums, update_descriptions
 
@@ -68,7 +68,7 @@ class DJSRH(HashMethod):
         if int(self.rounds) < self.config.feature_rounds:
             sums |= description_sums(self, output)
         if not self._by_arrays(len(output["image"])):
-            sums |= named("batch", moments_of(self._factors(output), output["units"]))
+            sums |= named("batch", moments_of(output))
         return sums
 
     @torch.no_grad()
@@ -85,8 +85,7 @@ class DJSRH(HashMethod):
         place = slice(everyone.start, everyone.start + len(codes))
         with torch.no_grad():
             if moments := under("batch", sums):
-                products = self._by_moments(self._factors(output), moments, place)
-                total = moments["rows"]
+                products, total = self._by_moments(output, moments, place), moments["rows"]
             else:
                 products, total = self._from_arrays(everyone, place), len(everyone["units"])
         weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
@@ -99,11 +98,10 @@ class DJSRH(HashMethod):
         """Tell whether (B, B) arrays take fewer multiplications than moments."""
         if self.global_rows is None:
             return False
-        total, width = self.global_rows, self.image.width + self.text.width
-        arrays = total * total * (width + rows)
-        # The moments of the rows, those times moments of codes, and a share of those squared.
-        share = width * rows / total
-        return arrays < width * width * (3 / 4 * rows + 2 * self.code_length + share)
+        total, width, codes = self.global_rows, self.image.width + self.text.width, 2 * self.code_length
+        arrays = total * total * (width + rows) + rows * total * codes
+        summed = rows * width * (width * 3 / 4 + codes)
+        return arrays < summed + width * (width + rows) * codes + width**3 * rows / total
 
     def _weights(self) -> tuple[float, float, float]:
         """Return factors of both sides' cosines in S~, and what is added."""
@@ -127,41 +125,66 @@ class DJSRH(HashMethod):
         codes, flat = everyone["units"], target.reshape(-1)
         return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat))
 
-    def _factors(self, output: HashOutput) -> Tensor:
-        """Return (b, D + E) rows z, the weighted targets of both sides: S~_ij = z_i z_j + what is added."""
-        *weights, _ = self._weights()
-        sides = zip(SIDES, weights, strict=True)
-        return torch.cat([output[f"{side}_target"] * weight**0.5 for side, weight in sides], dim=1)
-
-    def _by_moments(self, z: Tensor, moments: dict[str, Tensor], place: slice) -> TargetProducts:
+    def _by_moments(self, output: HashOutput, moments: dict[str, Tensor], place: slice) -> TargetProducts:
         """Return what the errors need, from moments: no array has a row for each row of the global batch.
 
-        S = Z A Z' + Z v 1' + 1 v' Z' + k 1 1', where A = first I + second T and T = Z'Z.
+        Rows z = (f, g, 1), A = Z'Z: S~ is Z W Z' for a diagonal W, hence S = Z W (first + second A W) Z',
+        and the squares of S add up to those of R = first A + second A W A, each weighted by w_j w_k.
         """
-        added, eta, mu = self._weights()[2], self.config.second_order, self.config.scale
-        rows, t, s, codes = (moments[name] for name in ("rows", "outer", "sum", "codes"))
-        first, second = mu * (1 - eta), mu * eta / rows
-        v, k = second * added * s, first * added + second * added**2 * rows
-        drawn = torch.addmm(torch.outer(v, codes), t, moments["by_codes"] * second)
-        drawn.add_(moments["by_codes"], alpha=first)
-        pulls = torch.addmm(v @ moments["by_codes"] + k * codes, z, drawn)
-        # |Z A Z'|^2 = |T A|^2. Of its rows each rank squares a share, of the rest it counts its rows' share.
-        part = slice(*(len(t) * end // int(rows) for end in (place.start, place.stop)))
-        squares = torch.addmm(t[part] * first, t[part] * second, t).square().sum()
-        t_s, t_v, s_v = t @ s, t @ v, s @ v
-        a_s = first * s + second * t_s
-        rest = 4 * (t_v @ a_s) + 2 * k * (s @ a_s) + 2 * rows * (v @ t_v) + 2 * s_v**2
-        rest = rest + 4 * k * rows * s_v + (k * rows) ** 2
-        return TargetProducts(moments["grams"], pulls, squares + rest * (len(z) / rows))
+        config, f, g = self.config, output["image_target"], output["text_target"]
+        first, second = config.scale * (1 - config.second_order), config.scale * config.second_order
+        with_codes, one = moments["codes"], f.shape[1] + g.shape[1]
+        weights = with_codes.new_zeros(with_codes.shape[1])
+        weights[: f.shape[1]], weights[f.shape[1] : one], weights[one] = self._weights()
+        # Of the rows of R each rank takes as large a share as it has of the rows of the batch.
+        total = self.global_rows or round(float(moments["rows"]))
+        share = slice(place.start * len(weights) // total, place.stop * len(weights) // total)
+        left = torch.cat([with_codes, *_rows_of(moments, share)])
+        both = _times(left * (weights * (second / moments["rows"])), moments).add_(left, alpha=first)
+        drawn, part = both[: len(with_codes)] * weights, both[len(with_codes) :]
+        pulls = torch.addmm(drawn[:, one], f, drawn[:, : f.shape[1]].T).addmm_(
+            g, drawn[:, f.shape[1] : one].T
+        )
+        squares = torch.dot(weights[share], part.square_() @ weights)
+        return TargetProducts(moments["grams"], pulls, squares)
 
 
-def moments_of(z: Tensor, codes: Tensor) -> dict[str, Tensor]:
-    """Return sums over the local rows of (b, D) factors z, of (b, 2L) unit codes, and of outer products."""
+def moments_of(output: HashOutput) -> dict[str, Tensor]:
+    """Return sums over the local rows of the outer products of z = (f, g, 1) with z and with unit codes.
+
+    Of those with z: `image` (D, n) has the rows that belong to f, `text` (n - D, n - D) the others, without
+    their first D columns, which mirror `image`.
+    """
+    f, g, codes = output["image_target"], output["text_target"], output["units"]
+    # A one and zeros behind it, up to a multiple of 16 columns: products of odd widths are slower.
+    ends = f.new_zeros(len(f), 16 - (f.shape[1] + g.shape[1]) % 16)
+    ends[:, 0] = 1
+    rows = torch.cat([codes, f, g, ends], dim=1)
+    length = codes.shape[1]
+    upper = rows[:, : length + f.shape[1]].T @ rows[:, length:]
+    others = rows[:, length + f.shape[1] :]
     return {
-        "rows": z.new_tensor(float(len(z))),
-        "outer": z.T @ z,
-        "by_codes": z.T @ codes,
-        "sum": z.sum(0),
-        "codes": codes.sum(0),
+        "rows": f.new_tensor(float(len(f))),
+        "codes": upper[:length],
+        "image": upper[length:],
+        "text": others.T @ others,
         "grams": grams_of(codes),
     }
+
+
+def _rows_of(moments: dict[str, Tensor], chosen: slice) -> tuple[Tensor, Tensor]:
+    """Return some rows of A: those that belong to f, and the others."""
+    image, text = moments["image"], moments["text"]
+    width = len(image)
+    others = slice(max(chosen.start - width, 0), max(chosen.stop - width, 0))
+    return image[chosen], torch.cat([image[:, width:][:, others].T, text[others]], dim=1)
+
+
+def _times(left: Tensor, moments: dict[str, Tensor]) -> Tensor:
+    """Return the product of (m, n) rows with A."""
+    image, text = moments["image"], moments["text"]
+    width = len(image)
+    product = left[:, :width] @ image
+    product[:, :width].addmm_(left[:, width:], image[:, width:].T)
+    product[:, width:].addmm_(left[:, width:], text)
+    return product
