@@ -145,26 +145,25 @@ class JointSimilarity(Statistics):
 
     def rows(self, image: Tensor, text: Tensor, moments: Moments) -> Rows:
         """Return what the joint similarity needs of rows with these unit features."""
-        f, g = self._mapped(image), self._mapped(text)
-        image_norm = ((f @ moments.image) * f).sum(1).clamp_min(_TINY).sqrt()
-        text_norm = ((g @ moments.text) * g).sum(1).clamp_min(_TINY).sqrt()
+        image_norm, text_norm = self._lengths(image, moments.image), self._lengths(text, moments.text)
         # The low-rank form of H: exact for the population behind the moments, no N x N product.
-        from_image = self._remapped(f @ moments.cross) / image_norm[:, None]
-        from_text = self._remapped(g @ moments.cross.T) / text_norm[:, None]
+        from_image = self._mapped_products(image, moments.cross).div_(image_norm[:, None])
+        from_text = self._mapped_products(text, moments.cross.T).div_(text_norm[:, None])
         return Rows(image, text, image_norm, text_norm, from_image, from_text)
 
     def fuse(self, rows: Rows, columns: Rows) -> Tensor:
         """Return the (b, c) joint similarity of rows and columns, before DSDW."""
         config = self.config
-        weights = (config.image_weight * self._gain, config.text_weight * self._gain)
-        fused = torch.mm(rows.image * weights[0], columns.image.T)
-        fused.addmm_(rows.text * weights[1], columns.text.T)
-        if config.cross_weight:
-            # One array for both directions; products without the column of ones, which BLAS would not align.
-            h = torch.addmm(rows.from_image[:, -1:], rows.from_image[:, :-1], columns.text.T)
-            fused.addcdiv_(h, columns.text_norm, value=self._cross / 2)
-            torch.addmm(rows.from_text[:, -1:], rows.from_text[:, :-1], columns.image.T, out=h)
-            fused.addcdiv_(h, columns.image_norm, value=self._cross / 2)
+        if not config.cross_weight:
+            fused = rows.image.new_zeros(len(rows.image), len(columns.image))
+        else:
+            # One array, scaled in between; products without the column of ones, which BLAS would not align.
+            fused = torch.mm(rows.from_image[:, :-1], columns.text.T).add_(rows.from_image[:, -1:])
+            fused.mul_(columns.image_norm / columns.text_norm)
+            fused.addmm_(rows.from_text[:, :-1], columns.image.T).add_(rows.from_text[:, -1:])
+            fused.mul_(self._cross / 2 / columns.image_norm)
+        fused.addmm_(rows.image, columns.image.T, alpha=config.image_weight * self._gain)
+        fused.addmm_(rows.text, columns.text.T, alpha=config.text_weight * self._gain)
         return fused.sub_(self._shift) if self._shift else fused
 
     def fuse_in_batch(self, image: Tensor, text: Tensor, rows: slice) -> Tensor:
@@ -199,12 +198,13 @@ class JointSimilarity(Statistics):
         config = self.config
         if not config.dsdw:
             return fused * config.scale
-        left, right, lowest, highest = self.thresholds.to(fused.dtype)
+        left, right, lowest, highest = self.thresholds.tolist()
         # gain = scale L exp(difference, at most 0), where a pair is decided; L and scale inside the exponent.
         height = _log(config.left_gain * config.scale)
-        gain = (lowest + height - fused).clamp_max_(height).exp_().masked_fill_(fused >= left, 0)
+        apart = _above(lowest + height - fused, lowest + height - left).clamp_max_(height)
         height = _log(config.right_gain * config.scale)
-        gain += (fused - (highest - height)).clamp_max_(height).exp_().masked_fill_(fused <= right, 0)
+        alike = _above(fused - (highest - height), right - (highest - height)).clamp_max_(height)
+        gain = torch.maximum(apart, alike, out=apart).exp_()
         return gain.add_(config.scale).mul_(fused)
 
     def decide_(self, fused: Tensor) -> Tensor:
@@ -246,21 +246,37 @@ class JointSimilarity(Statistics):
         left = mode - self.config.left_scales * sigma
         return torch.stack([left, mode + self.config.right_scales * scale, lowest, highest])
 
-    def _mapped(self, features: Tensor) -> Tensor:
-        """Return z such that z' (y, 1) = slope z' y + offset: a similarity as one product."""
-        return self._remapped(_with_one(features))
+    def _lengths(self, features: Tensor, moment: Tensor) -> Tensor:
+        """Return the root mean squares of rows of a side's similarity."""
+        products = self._mapped_products(features, moment)
+        squares = (products[:, :-1] * features).sum(1) + products[:, -1]
+        return squares.clamp_min_(_TINY).sqrt_()
+
+    def _mapped_products(self, features: Tensor, moment: Tensor) -> Tensor:
+        """Return p with p (x, 1) = z'M w; z = (slope y, offset) of features y, w the same of features x.
+
+        So z'(x, 1) = slope y'x + offset: a similarity as one product.
+        """
+        slope, offset = self.slope, self.offset
+        # Apart from the column of ones, which BLAS would not align.
+        inner = torch.mm(features, moment[:-1, :-1].contiguous() * slope**2)
+        inner.add_(moment[-1, :-1], alpha=slope * offset)
+        last = torch.mv(features, moment[:-1, -1]) * (slope * offset) + moment[-1, -1] * offset**2
+        return torch.cat([inner, last[:, None]], dim=1)
 
     def _unit_rows(self, cosines: Tensor) -> Tensor:
         """Return the (B, B) similarities of one side, each row of length 1."""
         mapped = torch.rsub(cosines, self.offset, alpha=-self.slope)
         return mapped.div_(torch.linalg.vector_norm(mapped, dim=1, keepdim=True).clamp_min_(_TINY**0.5))
 
-    def _remapped(self, with_one: Tensor) -> Tensor:
-        return torch.cat([with_one[:, :-1] * self.slope, with_one[:, -1:] * self.offset], 1)
-
 
 def _with_one(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[:, :1])], 1)
+
+
+def _above(values: Tensor, least: float) -> Tensor:
+    """Put minus infinity in the place of values that are not above the least."""
+    return torch.threshold_(values, least, -math.inf)
 
 
 def _log(value: float) -> float:

@@ -152,8 +152,13 @@ def cell_config(cell: Cell, asked: Asked) -> Config:
 
 
 def _recipe(cell: Cell, asked: Asked) -> Path:
-    """Return the recipe of a cell; baselines start from the features of the first method that has one."""
-    names = sorted(METHODS, key="jdsh".__ne__) if cell.method in BASELINES else [cell.method]
+    """Return the recipe of a cell.
+
+    A baseline starts from the features of a method that learns from the same: ridge, which sees labels, from
+    those of DSCMH, the others from those of JDSH; where there is no such recipe, from those of any method.
+    """
+    alike = "dscmh" if cell.method == "ridge" else "jdsh"
+    names = sorted(METHODS, key=alike.__ne__) if cell.method in BASELINES else [cell.method]
     files = [asked.recipes / f"{cell.data.name}_{name}_{cell.bits}.yaml" for name in names]
     for file in files:
         if file.is_file():

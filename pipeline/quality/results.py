@@ -100,8 +100,9 @@ def _protocol(rows: Sequence[Row]) -> str:
         f"Epochs: {first['epochs']}. Query rows are judged once for a recipe; nothing is chosen by them.",
         *[f"{name.capitalize()}: {meaning}." for name, meaning in CODINGS.items()],
         "Baselines work on the very features that the networks start from (for pictures the descriptor, for "
-        "texts the bag of words); regularisers, whether rows are brought to unit length first, and the best "
-        "length of CCA, are chosen on validation rows.",
+        "texts the bag of words), ridge on those of DSCMH's recipe, the others on those of JDSH's; "
+        "regularisers, whether rows are brought to unit length first, and the best length of CCA, are chosen "
+        "on validation rows.",
         "Pictures are described once where a recipe's tower is the fixed descriptor; others see pixels.",
         "Where all retrieval pairs were trained on, as the published split of Wiki has it, a network that "
         "learns their labels by heart gains by it, most of all in T2I.",
