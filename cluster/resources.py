@@ -1,10 +1,13 @@
 """Does the cluster have what a run asks for? Asked before work starts, answered in one line."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ def wait_for(
     Raises:
         RuntimeError: it still lacks something.
     """
-    deadline = time.monotonic() + seconds
+    deadline, told = time.monotonic() + seconds, False
     while (lack := request.missing((totals or ray.cluster_resources)())) is not None:
         if time.monotonic() >= deadline:
             waited = f" (waited {seconds:g} s, resources.worker_timeout)" if seconds else ""
             raise RuntimeError(lack + waited)
+        if not told:
+            log.warning(
+                "%s; waiting up to %g s for nodes that join (resources.worker_timeout)", lack, seconds
+            )
+            told = True
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 

@@ -1,13 +1,19 @@
 """Connect to Ray once: the cluster that the environment names, or one of this machine's own."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
 
 import ray
 
 LOGICAL_CPUS_PER_CORE = 2
 """Tasks of a pipeline wait for one another: with one slot per core, cores of a small machine stand idle."""
+
+
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""For a Ray on this machine alone: nobody takes its node away, and every process less starts it sooner."""
 
 
 def connect() -> bool:
@@ -26,14 +32,41 @@ def connect() -> bool:
         ray.init(logging_level=logging.WARNING)
         return False
     _refuse_spaces(sys.executable)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ray.init(
-        address="local",
-        num_cpus=max(4, LOGICAL_CPUS_PER_CORE * cores),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-    )
+    with _environment(ALONE):
+        ray.init(
+            address="local",
+            num_cpus=own_cpus(),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
     return True
+
+
+def is_own() -> bool:
+    """Tell whether `connect` would start a Ray, and join none."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
+def own_cpus() -> int:
+    """Return the CPUs of the Ray that `connect` starts where it joins none."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(4, LOGICAL_CPUS_PER_CORE * cores)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Have variables in the environment for as long as processes start that take it over.
+
+    Where they stay set in the driver, Ray Train gives its controller a runtime environment, and so a process
+    of its own in place of one that has started already. What the user has set stands.
+    """
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _refuse_spaces(interpreter: str) -> None:

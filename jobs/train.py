@@ -72,12 +72,15 @@ def run(config: Config, args: argparse.Namespace) -> Result:
 def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
     """Run the worker below on the ranks of a cluster, started again when one of them dies."""
     from cluster.resources import Request, wait_for
-    from cluster.runtime import connect
+    from cluster.runtime import connect, is_own, own_cpus
     from cluster.trainer import RankSettings, run_ranks
 
     asked, timeout = plan.config.resources, plan.config.resources.worker_timeout
+    request = Request(asked.workers, asked.cpus_per_worker, asked.gpu)
+    if not asked.gpu and is_own():  # known without starting it; its GPUs are not
+        wait_for(request, seconds=0, totals=lambda: {"CPU": own_cpus()})
     own = connect()
-    wait_for(Request(asked.workers, asked.cpus_per_worker, asked.gpu), seconds=0 if own else timeout)
+    wait_for(request, seconds=0 if own else timeout)
     filesystem, root = plan.storage.filesystem()
     settings = RankSettings(
         workers=asked.workers,

@@ -37,10 +37,13 @@ def test_exactly_enough_is_enough(request_: Request, there: dict[str, float]) ->
     wait_for(request_, seconds=0, totals=lambda: there)
 
 
-def test_a_cluster_that_grows_is_waited_for() -> None:
+def test_a_cluster_that_grows_is_waited_for_and_the_wait_is_told(caplog: pytest.LogCaptureFixture) -> None:
     sizes = iter([1.0, 1.0, 4.0])
     wait_for(Request(2, 1), seconds=60, totals=lambda: {"CPU": next(sizes)})
     assert next(sizes, None) is None
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith("the run asks for 2 CPUs and the cluster has 1: lower resources.workers or ")
+    assert told.endswith("; waiting 60 s for nodes that join (resources.worker_timeout)")
 
 
 def test_the_wait_ends_and_says_how_long_it_was() -> None:

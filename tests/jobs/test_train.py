@@ -193,6 +193,15 @@ def test_half_a_checkpoint_is_passed_over(
     assert "step-000000000012 is not a complete checkpoint: 1 of 1 files" in caplog.text
 
 
+def test_more_ranks_than_this_machine_has_are_refused_before_ray_starts(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.runtime.is_own", lambda: True)
+    monkeypatch.setattr("cluster.runtime.connect", lambda: pytest.fail("Ray was started"))
+    with pytest.raises(RuntimeError, match=r"the run asks for 1600 CPUs and the cluster has \d+: lower"):
+        run(scenes, tmp_path, "resources.workers=16", "resources.cpus_per_worker=100")
+
+
 def test_a_dry_run_writes_nothing(scenes: Path, tmp_path: Path) -> None:
     assert run(scenes, tmp_path, HERE, dry_run=True).counts == {"rows": 96}
     drawn = run(tmp_path / "none", tmp_path, HERE, "data.scenes={rows: 10}", dry_run=True)
