@@ -43,7 +43,7 @@ def test_a_cluster_that_grows_is_waited_for_and_the_wait_is_told(caplog: pytest.
     assert next(sizes, None) is None
     (told,) = [record.message for record in caplog.records]
     assert told.startswith("the run asks for 2 CPUs and the cluster has 1: lower resources.workers or ")
-    assert told.endswith("; waiting 60 s for nodes that join (resources.worker_timeout)")
+    assert told.endswith("; waiting up to 60 s for nodes that join (resources.worker_timeout)")
 
 
 def test_the_wait_ends_and_says_how_long_it_was() -> None:
