@@ -22,6 +22,9 @@ from pipeline.encoding.reuse import ReusedRows
 
 TILE = 64
 """Rows of one forward pass. The last rows are padded up to it, so that every pass has the same shape."""
+PICTURES = 4
+"""On a CPU a pass has so many times fewer rows if they are pictures: more of them gain nothing there, and the
+rows that fill up the last pass take as long as the others."""
 TILES_HELD = 8
 """So many tiles of decoded rows wait at most for more rows."""
 
@@ -119,15 +122,17 @@ def encode_pairs(method: HashMethod, pairs: Pairs, *, tile: int = TILE) -> dict[
 def relaxed_codes(method: HashMethod, side: Side, values: Any, *, tile: int = TILE) -> np.ndarray:
     """Return the (N, L) float32 relaxed codes of decoded values.
 
-    Every forward pass has exactly `tile` rows and runs on one CPU thread: the arithmetic of a row, and so its
-    code, depends neither on how many others came with it nor on the cores of the machine. More cores are
-    used by more processes.
+    Every forward pass has exactly `tile` rows, of pictures on a CPU a quarter, and runs on one CPU thread:
+    the arithmetic of a row, and so its code, depends neither on how many others came with it nor on the cores
+    of the machine. More cores are used by more processes.
     """
     training, threads = method.training, torch.get_num_threads()
     method.eval()
     torch.set_num_threads(1)
     device = next(method.parameters()).device
     codes = np.empty((len(values), method.code_length), dtype=np.float32)
+    if side == "image" and method.image_size and device.type == "cpu":
+        tile = max(1, tile // PICTURES)
     try:
         with torch.inference_mode():
             for start, rows in _tiles(values, tile):

@@ -53,6 +53,20 @@ def test_a_relaxed_code_does_not_depend_on_its_neighbours(method: HashMethod, si
     np.testing.assert_array_equal(encode_side(method, side, values, tile=8), pack(together))
 
 
+def test_every_pass_has_as_many_rows_and_of_pictures_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seen = tiny_method(), list[int]()
+    collate = method.collate
+    monkeypatch.setattr(method, "collate", lambda side, rows: seen.append(len(rows)) or collate(side, rows))
+    for side, count, tile, passes in (
+        ("text", 9, 8, [8, 8]),
+        ("image", 9, 16, [4, 4, 4]),
+        ("image", 2, 3, [1, 1]),
+    ):
+        seen.clear()
+        relaxed_codes(method, side, draw(side, count), tile=tile)
+        assert seen == passes
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_a_relaxed_code_does_not_depend_on_the_threads_of_the_process(threads: int) -> None:
     method = tiny_method(TOWERS | {"image": {"name": "cnn", "image_size": 16}})
@@ -160,4 +174,4 @@ def test_values_that_the_network_cannot_take_refuse_the_unit(tmp_path: Path, met
     path = write_rows(tmp_path / "u.parquet", good_rows(0, 3))
     [chunk] = chunks_of(path, 1 << 20)
     decoded = decode_chunk(chunk, Source(Storage(tmp_path), InputRecipe(image_size=8)))
-    assert "(rows, 16, 16, 3) uint8, got (64, 8, 8, 3)" in EncodeChunk(method)(decoded).error
+    assert "(rows, 16, 16, 3) uint8, got (16, 8, 8, 3)" in EncodeChunk(method)(decoded).error
