@@ -78,7 +78,7 @@ class DataConfig(Section):
 class EncodeConfig(Section):
     model: str | None = None  # artefact folder, or the digest of one in the store
     precision: Literal["fp32"] = "fp32"
-    # Rows per forward pass, padded, so that a code never depends on its neighbours; of pictures a quarter on CPUs
+    # Rows per forward pass, padded: a code never depends on its neighbours. Of pictures a quarter, on CPUs.
     tile: int = Field(default=64, ge=1)
     chunk_bytes: int = Field(default=64 << 20, ge=1 << 20)  # decoded bytes per chunk
     # Units handed to the cluster at once; the driver holds their receipts.
