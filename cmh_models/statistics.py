@@ -72,7 +72,7 @@ class Standardiser(Statistics):
             scale = ((self.rows + 2) / (self.present * self.rows + 1)).log()
         else:
             scale = torch.ones_like(self.mean)
-        return scale * varies * self._is_common() if self.rarest else scale * varies
+        return scale * varies * self.is_common() if self.rarest else scale * varies
 
     def energy(self) -> Tensor:
         """Return the mean square of standardised features over the rows that were seen, about."""
@@ -81,7 +81,8 @@ class Standardiser(Statistics):
             return (weight != 0).to(weight.dtype).mean()
         return ((self.square - self.mean.square()) * weight.square()).mean()
 
-    def _is_common(self) -> Tensor:
+    def is_common(self) -> Tensor:
+        """Return (D,) whether a feature is there in as many rows as it must be."""
         return (self.present >= self.rarest) | (self.rows == 0)
 
     def sums(self, features: Tensor) -> dict[str, Tensor]:

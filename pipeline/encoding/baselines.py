@@ -23,10 +23,14 @@ def untrained(method: HashMethod, seed: int) -> HashMethod:
 
 @torch.inference_mode()
 def describe_pairs(method: HashMethod, pairs: Pairs) -> dict[Side, np.ndarray]:
-    """Return the (N, D) standardised fixed features of both sides, which similarity targets are made of."""
+    """Return the (N, D) standardised fixed features of both sides, which similarity targets are made of.
+
+    Words that a tower leaves out as too rare are no features: nothing but zeros would stand there.
+    """
     features: dict[Side, np.ndarray] = {}
     for side in SIDES:
         network: Any = getattr(method, side)
         described = network.describe(method.collate(side, getattr(pairs, side)))
-        features[side] = network.standardise(described).float().numpy()
+        standardised = network.standardise(described).float().numpy()
+        features[side] = standardised[:, network.standardiser.is_common().numpy()]
     return features
