@@ -99,7 +99,7 @@ class DcmhStep:
         """Run the step of the released code, operation by operation, over all stored codes."""
         codes, chosen = self.codes.clone().requires_grad_(), self.chosen.numpy()
         others = np.setdiff1d(range(self.stored), chosen)
-        similarity = (self.labels[chosen].matmul(self.labels.t()) > 0).type(torch.FloatTensor)
+        similarity = (self.labels[chosen].matmul(self.labels.t()) > 0).float()
         self.own[chosen, :] = codes.data
         theta = 1.0 / 2 * torch.matmul(codes, self.other.t())
         likelihood = -torch.sum(similarity * theta - torch.log(1.0 + torch.exp(theta)))

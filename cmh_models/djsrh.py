@@ -50,6 +50,7 @@ class DJSRH(HashMethod):
         self.code_length = config.code_length
         self.image = build_tower(towers.image, "image", config.code_length)
         self.text = build_tower(towers.text, "text", config.code_length)
+        self.width = self.image.width + self.text.width
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
         self.statistics_rounds = config.feature_rounds
 
@@ -61,14 +62,14 @@ class DJSRH(HashMethod):
         self.gathers = ("units", "image_target", "text_target") if by_arrays else ()
         return output
 
-    @torch.no_grad()
     def sums(self, output: HashOutput) -> dict[str, Tensor]:
         """Return the moments of features and codes, and in the first rounds those of descriptions."""
         sums: dict[str, Tensor] = {}
         if int(self.rounds) < self.config.feature_rounds:
             sums |= description_sums(self, output)
         if not self._by_arrays(len(output["image"])):
-            sums |= named("batch", moments_of(output))
+            with torch.no_grad():
+                sums |= named("batch", moments_of(output))
         return sums
 
     @torch.no_grad()
@@ -85,12 +86,12 @@ class DJSRH(HashMethod):
         place = slice(everyone.start, everyone.start + len(codes))
         with torch.no_grad():
             if moments := under("batch", sums):
-                products, total = self._by_moments(output, moments, place), moments["rows"]
+                products, pairs = self._by_moments(output, moments, place), len(codes) * moments["rows"]
             else:
-                products, total = self._from_arrays(everyone, place), len(everyone["units"])
+                products = self._from_arrays(everyone, place)
+                pairs = codes.new_tensor(float(len(codes) * len(everyone["units"])))
         weights = (self.config.intra_weight, self.config.intra_weight, 1.0)
         errors = squared_errors(codes, products, weights)
-        pairs = codes.new_tensor(float(len(codes))) * total
         names = ("image_image", "text_text", "image_text")
         return {name: Term(error, pairs) for name, error in zip(names, errors, strict=True)}
 
@@ -98,7 +99,7 @@ class DJSRH(HashMethod):
         """Tell whether (B, B) arrays take fewer multiplications than moments."""
         if self.global_rows is None:
             return False
-        total, width, codes = self.global_rows, self.image.width + self.text.width, 2 * self.code_length
+        total, width, codes = self.global_rows, self.width, 2 * self.code_length
         arrays = total * total * (width + rows) + rows * total * codes
         summed = rows * width * (width * 3 / 4 + codes)
         return arrays < summed + width * (width + rows) * codes + width**3 * rows / total
@@ -112,8 +113,7 @@ class DJSRH(HashMethod):
         """Return what the errors need, from the (B, B) similarities of all pairs."""
         image_weight, text_weight, added = self._weights()
         f, g, eta = everyone["image_target"], everyone["text_target"], self.config.second_order
-        similarity = torch.mm(f * image_weight, f.T).addmm_(g * text_weight, g.T)
-        similarity += added
+        similarity = torch.mm(f, f.T).addmm_(g, g.T, beta=image_weight, alpha=text_weight).add_(added)
         own = similarity[place]
         target = torch.addmm(
             own,
@@ -122,7 +122,7 @@ class DJSRH(HashMethod):
             beta=self.config.scale * (1 - eta),
             alpha=self.config.scale * eta / len(f),
         )
-        codes, flat = everyone["units"], target.reshape(-1)
+        codes, flat = everyone["units"], target.view(-1)
         return TargetProducts(grams_of(codes), target @ codes, torch.dot(flat, flat))
 
     def _by_moments(self, output: HashOutput, moments: dict[str, Tensor], place: slice) -> TargetProducts:

@@ -17,7 +17,7 @@ from torch import Tensor
 class TargetProducts:
     """What errors of local rows need of a symmetric target S and the codes U, V of the global batch."""
 
-    grams: Tensor  # (L, 2L): U'U and V'V
+    grams: Tensor  # (2L, L): U'U above V'V
     pulls: Tensor  # (b, 2L): the local rows of S U and S V
     squares: Tensor  # (), the sum of squares of the local rows of S
     own: Tensor | None = None  # (b,) S_ii, if pairs (i, i) are left out of all this
@@ -45,44 +45,33 @@ class _SquaredErrors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, products: TargetProducts, weights: Sequence[float], codes: Tensor) -> Any:
-        image, text = codes.chunk(2, dim=1)
-        # Row i holds the sum over j of (error of the pair) times (code of j), for images j and texts j.
-        of_image = torch.addmm(products.pulls, image, products.grams, beta=-1)
-        of_text = torch.addmm(products.pulls, text, products.grams, beta=-1)
-        length, apart, sums = image.shape[1], image[:, :0], []
+        rows, length = len(codes), codes.shape[1] // 2
+        sides, pulls = codes.view(rows, 2, length), products.pulls.view(rows, 1, 2, length)
+        # [i, a, b]: the sum over j of (error of the pair) times (code of j on side b), i on side a.
+        drawn = torch.mm(codes.view(-1, length), products.grams.T).view(rows, 2, 2, length) - pulls
+        apart, sums = codes[:, :0], []
         if products.own is not None:
-            cosines = (image * text).sum(1, keepdim=True)
-            of_image[:, :length] -= image  # its cosine with itself is 1
-            of_image[:, length:].addcmul_(cosines, text, value=-1)
-            of_text[:, :length].addcmul_(cosines, image, value=-1)
-            of_text[:, length:] -= text
-            apart = cosines - products.own[:, None]
-            sums = [weights[3] * apart.square().sum(), -weights[4] * cosines.sum()]
+            cosines = torch.bmm(sides, sides.transpose(1, 2))
+            drawn.addcmul_(cosines[..., None], sides[:, None], value=-1)
+            between = cosines[:, 0, 1:]
+            apart = between - products.own[:, None]
+            sums = [weights[3] * apart.square().sum(), -weights[4] * between.sum()]
         ctx.weights = weights
-        ctx.save_for_backward(codes, of_image, of_text, apart)
-        left = (of_image - products.pulls).view(len(codes), 2, length)
-        within_image, across = (left * image[:, None]).sum((0, 2)).unbind()
-        within_text = ((of_text - products.pulls)[:, length:] * text).sum()
-        errors = within_image, within_text, across
-        weighted = [weights[number] * (error + products.squares) for number, error in enumerate(errors)]
-        return *weighted, *sums
+        ctx.save_for_backward(codes, drawn, apart)
+        errors = (drawn - pulls).mul_(sides[:, :, None]).sum((0, 3)).add_(products.squares).view(4).unbind()
+        return *(weights[n] * errors[at] for n, at in enumerate((0, 3, 1))), *sums
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        codes, of_image, of_text, apart = ctx.saved_tensors
-        weights, length = ctx.weights, codes.shape[1] // 2
+        codes, drawn, apart = ctx.saved_tensors
+        weights, sides = ctx.weights, drawn.shape[:2] + drawn.shape[3:]
         across = 2 * weights[2] * outer[2]
-        grad = torch.empty_like(codes)
-        image, text = grad[:, :length], grad[:, length:]
-        torch.mul(of_image[:, :length], 4 * weights[0] * outer[0], out=image)
-        image.addcmul_(of_image[:, length:], across)
-        torch.mul(of_text[:, length:], 4 * weights[1] * outer[1], out=text)
-        text.addcmul_(of_text[:, :length], across)
+        factors = torch.stack([4 * weights[0] * outer[0], across, across, 4 * weights[1] * outer[1]])
+        grad = (drawn * factors.view(2, 2, 1)).sum(2)
         if apart.shape[1]:
             pull = 2 * weights[3] * outer[3] * apart - weights[4] * outer[4]
-            image.addcmul_(pull, codes[:, length:])
-            text.addcmul_(pull, codes[:, :length])
-        return None, None, grad
+            grad.addcmul_(pull[:, None], codes.view(sides).flip(1))
+        return None, None, grad.view_as(codes)
 
 
 def target_products(codes: Tensor, targets: Iterable[tuple[slice, Tensor]], rows: slice) -> TargetProducts:
@@ -113,9 +102,9 @@ def take_own(target: Tensor, shift: int) -> Tensor:
 
 
 def grams_of(codes: Tensor) -> Tensor:
-    """Return (L, 2L): U'U and V'V of (B, 2L) codes."""
-    image, text = codes.chunk(2, dim=1)
-    return torch.cat([image.T @ image, text.T @ text], dim=1)
+    """Return (2L, L): U'U above V'V of (B, 2L) codes."""
+    sides = codes.view(len(codes), 2, -1)
+    return torch.bmm(sides.permute(1, 2, 0), sides.transpose(0, 1)).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -257,11 +257,10 @@ class JointSimilarity(Statistics):
 
         So z'(x, 1) = slope y'x + offset: a similarity as one product.
         """
-        slope, offset = self.slope, self.offset
+        slope, offset, both = self.slope, self.offset, self.slope * self.offset
         # Apart from the column of ones, which BLAS would not align.
-        inner = torch.mm(features, moment[:-1, :-1].contiguous() * slope**2)
-        inner.add_(moment[-1, :-1], alpha=slope * offset)
-        last = torch.mv(features, moment[:-1, -1]) * (slope * offset) + moment[-1, -1] * offset**2
+        inner = torch.addmm(moment[-1, :-1], features, moment[:-1, :-1], beta=both, alpha=slope**2)
+        last = torch.mv(features, moment[:-1, -1]).mul_(both).add_(moment[-1, -1] * offset**2)
         return torch.cat([inner, last[:, None]], dim=1)
 
     def _unit_rows(self, cosines: Tensor) -> Tensor:
