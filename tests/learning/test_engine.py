@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,19 @@ def test_checkpointed_activations_change_no_step() -> None:
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fp16 needs a GPU \(resources.gpu=true\); CPUs take bf16 or fp32"):
         LocalEngine(Small(), EngineConfig(precision="fp16"))
+
+
+def trained(json: dict[str, Any]) -> tuple[bool, dict[str, torch.Tensor]]:
+    seed_step(3)
+    config = CONFIG.model_copy(update={"clip": 0.5, "micro_batch_size": 8})
+    engine = make_engine(Small(), config, json)
+    fit(engine, Rows(96, 32), config, seed=3)
+    return engine._average is not None, engine.method.state_dict()
+
+
+def test_gradients_averaged_in_a_buffer_that_stays_are_those_of_deepspeed(ranks: Ranks) -> None:
+    for (ours, mine), (other, theirs) in zip(
+        ranks.call(trained, {}), ranks.call(trained, {"prescale_gradients": False}), strict=True
+    ):
+        assert ours and not other
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from cmh_models.method import Batch, HashMethod, HashOutput, Progress
+from pipeline.learning.engine.averaging import FlatAverage
 from pipeline.learning.engine.config import BUFFERS, STATE, EngineConfig, deepspeed_values
 from pipeline.learning.engine.local import set_rate, widened
 from pipeline.learning.gather import rank
+
+AVERAGING = {"communication_data_type", "gradient_predivide_factor", "prescale_gradients", "sparse_gradients"}
+"""Keys of DeepSpeed's JSON that say how gradients are averaged: where one is given, DeepSpeed does it."""
 
 
 class DeepSpeedEngine:
@@ -39,6 +43,12 @@ class DeepSpeedEngine:
         self.method = method
         self.kind = f"zero-{self._engine.zero_optimization_stage()}"
         self._parts = 0  # of the loss, gone back from since the last update
+        self._average: FlatAverage | None = None
+        weights = [weight for weight in method.parameters() if weight.requires_grad]
+        alike = len({weight.dtype for weight in weights}) == 1
+        if self.kind == "zero-0" and alike and not AVERAGING & json.keys():
+            self._engine.enable_backward_allreduce = False
+            self._average = FlatAverage(weights)
 
     def forward(self, batch: Batch, progress: Progress) -> HashOutput:
         return widened(self._engine(batch, progress))
@@ -52,6 +62,8 @@ class DeepSpeedEngine:
 
     def update(self, learning_rate: float) -> None:
         set_rate(self._engine.optimizer, learning_rate)
+        if self._average is not None:
+            self._average()
         self._engine.step()
         self._parts = 0
 
