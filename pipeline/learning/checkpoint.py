@@ -137,9 +137,10 @@ def newest_checkpoint(storage: Storage, run: str) -> Iterator[Path | None]:
     if path is None or (here := storage.local(path)) is not None:
         yield None if path is None else here
         return
-    with made_once(path, lambda target: storage.download_folder(path, target)) as (folder, error):
+    where = storage.where(path)
+    with made_once(where, lambda target: storage.download_folder(path, target)) as (folder, error):
         if folder is None:
-            raise OSError(f"{storage.where(path)} cannot be brought here: {error}")
+            raise OSError(f"{where} cannot be brought here: {error}")
         yield folder
 
 

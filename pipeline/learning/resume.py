@@ -72,7 +72,7 @@ def open_engine(
     check_facts(index, facts)
     how = way(index, config, engine_kind(json), world_size())
     if how == UNIVERSAL:
-        name = f"universal {(folder / INDEX).read_text()}"
+        name = f"universal {folder} {(folder / INDEX).read_text()}"
         with made_once(name, lambda target: to_universal(folder, target)) as (converted, error):
             if converted is not None:
                 settings = json | {"checkpoint": json.get("checkpoint", {}) | {"load_universal": True}}
