@@ -53,6 +53,8 @@ from pipeline.learning.training import (
 
 ROWS, BATCH = 1024, 128
 STEPS_PER_EPOCH = ROWS // BATCH
+WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))
+"""Ray's own: plain processes take it too, so that all else on the machine weighs alike on both."""
 KINDS = ("bare", "engine", "loop")
 """Of processes without Ray: plain torch; its loop with DeepSpeed's engine; our loop with that engine."""
 SETTINGS = (
@@ -265,6 +267,7 @@ def time_bare(run: TrainingRun, *, ranks: int, kind: str = "bare") -> StepTime:
 def bare_rank(number: int, ranks: int, run: TrainingRun, kind: str, file: str) -> None:
     """Train one of so many processes that Ray knows nothing of."""
     torch.set_num_threads(1)
+    os.nice(WORKER_NICENESS - os.nice(0))
     os.environ |= {"LOCAL_RANK": str(number), "RANK": str(number), "WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=ranks)
     our_loop(run) if kind == "loop" else bare_loop(run, sharded=kind == "engine")
