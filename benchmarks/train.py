@@ -53,7 +53,7 @@ from pipeline.learning.training import (
 
 ROWS, BATCH = 1024, 128
 STEPS_PER_EPOCH = ROWS // BATCH
-WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))
+WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
 """Ray's own: plain processes take it too, so that all else on the machine weighs alike on both."""
 KINDS = ("bare", "engine", "loop")
 """Of processes without Ray: plain torch; its loop with DeepSpeed's engine; our loop with that engine."""
