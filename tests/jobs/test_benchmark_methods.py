@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,25 @@ def test_cells_of_pictures_described_otherwise_are_others(world: Path, tmp_path:
     asked = [asked_of(world, tmp_path, overrides=each) for each in settings]
     coarse, named, fine = (cell_keys(cell, cell_config(cell, each), each)[0] for each in asked)
     assert coarse == named != fine
+
+
+def test_ridge_starts_from_the_features_of_dscmh_and_cca_from_those_of_jdsh(
+    world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "recipes", tmp_path / "recipes")
+    settings = (world / "recipes" / "small_jdsh_16.yaml").read_text()
+    found = {}
+    for number in range(2):
+        asked = replace(asked_of(world, tmp_path / "out"), recipes=tmp_path / "recipes")
+        for method in ("ridge", "cca"):
+            config = cell_config(Cell(DataSet.open(world / "data", "small"), method, 16, 1), asked)
+            found[method, number] = config.towers["image"].get("scaling")
+        supervised = settings.replace("name: jdsh", "name: dscmh").replace(
+            "image: {name: features", "image: {scaling: centre, name: features"
+        )
+        assert "scaling: centre" in supervised
+        (tmp_path / "recipes" / "small_dscmh_16.yaml").write_text(supervised)
+    assert found == {("ridge", 0): None, ("cca", 0): None, ("ridge", 1): "centre", ("cca", 1): None}
 
 
 def test_a_baseline_that_has_no_such_length_is_said_to_be_absent(run: Run) -> None:
