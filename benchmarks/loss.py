@@ -45,6 +45,7 @@ from benchmarks.published_losses import (
 )
 
 LOCAL, WIDTHS, WIDE = 256, (512, 512), (4096, 1386)
+CHUNK = 2048  # columns of a JDSH step: the method's default
 SIDES = ("image", "text")
 START = Progress(0, 0, 1)
 
@@ -113,7 +114,7 @@ class DjsrhRank(Rank):
 class JdshRank(Rank):
     """One rank of JDSH; its population is the batch, or its moments are those of the batch."""
 
-    def __init__(self, rows: Rows, local: int, *, chunk: int = 512) -> None:
+    def __init__(self, rows: Rows, local: int, *, chunk: int = CHUNK) -> None:
         super().__init__(rows, local)
         alone, total = local == self.total, self.total
         settings = {
@@ -238,7 +239,10 @@ def one_thread() -> Iterator[None]:
 
 
 def gemm_limit(total: int, *, chunk: int = 512) -> Callable[[], None]:
-    """Return the products alone of a JDSH step: b x B over both features twice and both codes once."""
+    """Return the products alone of a JDSH step: b x B over both features twice and both codes once.
+
+    In chunks of the size at which they are fastest, not that of the step.
+    """
     inner = 2 * sum(WIDTHS) + 2 * BITS
     rows, columns = torch.randn(LOCAL, inner), torch.randn(total, inner)
     made = torch.empty(LOCAL, chunk)
@@ -310,19 +314,22 @@ def main() -> None:
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Run everything."""
+    # First of all: later this process keeps freed memory, and the recipe's large arrays cost no page faults.
+    dcmh = DcmhStep()
+    first = in_turn(15, ours=dcmh.ours, recipe=dcmh.recipe)
     runs = [against_all_pairs(16 * LOCAL, 3)]
     if not quick:
         runs.append(against_all_pairs(32 * LOCAL, 1))
     small, large, moments = (DjsrhRank(draw(ranks * LOCAL, WIDTHS), LOCAL) for ranks in (2, 32, 2))
     moments.through_moments()
-    dcmh = DcmhStep()
     return {
         "runs": runs,
         "djsrh": in_turn(15, small=small.step, large=large.step, moments=moments.step),
-        "dcmh": in_turn(15, ours=dcmh.ours, recipe=dcmh.recipe),
+        "dcmh": first,
+        "dcmh_again": in_turn(15, ours=dcmh.ours, recipe=dcmh.recipe),
         "dcmh_error": relative_error((dcmh.ours(),), (dcmh.recipe(),)),
         "published": at_published_batches(101),
-        "arrays": peak_arrays(16 * LOCAL, 2048),
+        "arrays": peak_arrays(16 * LOCAL, CHUNK),
     }
 
 
@@ -344,6 +351,7 @@ def report(found: dict[str, Any]) -> None:
     ratios["djsrh_8192_vs_512"] = found["djsrh"]["large"] / found["djsrh"]["moments"]
     ratios["djsrh_8192_vs_512_by_arrays"] = found["djsrh"]["large"] / found["djsrh"]["small"]
     ratios["dcmh_step_vs_recipe"] = found["dcmh"]["recipe"] / found["dcmh"]["ours"]
+    ratios["dcmh_step_vs_recipe_memory_kept"] = found["dcmh_again"]["recipe"] / found["dcmh_again"]["ours"]
     ratios["published_batch"] = max(found["published"].values())
     facts = {"max_gradient_error": max(errors), "peak_local_by_chunk_arrays": round(found["arrays"], 2)}
     rounded = {name: float(f"{value:.3g}") for name, value in ratios.items()}
