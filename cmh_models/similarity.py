@@ -6,6 +6,7 @@ estimated from the data; its two extremes are quantiles, and an amplification ne
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -195,10 +196,24 @@ class JointSimilarity(Statistics):
 
     def decide(self, fused: Tensor) -> Tensor:
         """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
+        return (
+            self._decide(fused, self.thresholds.tolist()) if self.config.dsdw else fused * self.config.scale
+        )
+
+    def decide_(self, fused: Tensor) -> Tensor:
+        """Do what `decide` does in the place of its argument, some rows at a time: small arrays more."""
+        if not self.config.dsdw:
+            return fused.mul_(self.config.scale)
+        thresholds = self.thresholds.tolist()  # once: a GPU has to wait for it
+        # What fits the cache of a CPU; a GPU would wait for the start of so many small kernels.
+        count = _ROWS_AT_A_TIME if fused.device.type == "cpu" else -(-len(fused) // 4)
+        for rows in fused.split(count):
+            rows.copy_(self._decide(rows, thresholds))
+        return fused
+
+    def _decide(self, fused: Tensor, thresholds: Sequence[float]) -> Tensor:
         config = self.config
-        if not config.dsdw:
-            return fused * config.scale
-        left, right, lowest, highest = self.thresholds.tolist()
+        left, right, lowest, highest = thresholds
         # gain = scale L exp(difference, at most 0), where a pair is decided; L and scale inside the exponent.
         height = _log(config.left_gain * config.scale)
         apart = _above(lowest + height - fused, lowest + height - left).clamp_max_(height)
@@ -206,12 +221,6 @@ class JointSimilarity(Statistics):
         alike = _above(fused - (highest - height), right - (highest - height)).clamp_max_(height)
         gain = torch.maximum(apart, alike, out=apart).exp_()
         return gain.add_(config.scale).mul_(fused)
-
-    def decide_(self, fused: Tensor) -> Tensor:
-        """Do what `decide` does in the place of its argument, a few rows at a time: two small arrays more."""
-        for rows in fused.split(_ROWS_AT_A_TIME):
-            rows.copy_(self.decide(rows))
-        return fused
 
     def classes(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the masks of bulk, left and right pairs."""
