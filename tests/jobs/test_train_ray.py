@@ -5,11 +5,13 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,27 +184,51 @@ def test_a_killed_driver_goes_on_when_it_is_started_again(scenes: Path, tmp_path
 
 @contextlib.contextmanager
 def head(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a Ray head of its own, with a dashboard and token authentication; yield how to reach it."""
-    ports = [free_port() for _ in range(4)]
-    options = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    environment = ray_environment()
+    """Start a Ray head of its own, with a dashboard and token authentication; yield how to reach it.
+
+    METRICS is where it shows the metrics of the node.
+    """
+    options = (
+        "port",
+        "dashboard-port",
+        "ray-client-server-port",
+        "dashboard-agent-listen-port",
+        "metrics-export-port",
+    )
+    ports = [free_port() for _ in options]
+    environment = ray_environment() | {"RAY_metrics_report_interval_ms": "500"}
     arguments = [f"--{option}={port}" for option, port in zip(options, ports, strict=True)]
     command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", *arguments]
     keeper = keep(command, environment=environment, log=folder / "head.log")
     try:
-        yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+        told = {
+            "RAY_ADDRESS": f"http://127.0.0.1:{ports[1]}",
+            "METRICS": f"http://127.0.0.1:{ports[-1]}/metrics",
+        }
+        yield environment | told
     finally:
         let_go(keeper)
 
 
 def _answers(address: str) -> bool:
-    host, port = address.removeprefix("http://").split(":")
+    host, port = address.removeprefix("http://").split("/")[0].split(":")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
         return True
     return False
 
 
-def test_the_recipe_runs_as_a_submitted_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+def shown(metrics: str) -> set[str]:
+    """Return the names of our metrics that a node shows, as Prometheus would read them."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(metrics, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+        ours = (re.match(r'(ray_hashfleet_train_\w+)\{.*run="scenes_', line) for line in lines)
+        return {found[1] for found in ours if found}
+    return set()
+
+
+def test_the_recipe_runs_as_a_submitted_job_and_its_metrics_are_shown(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     runs, short = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("r")
     settings = (
         f"data.path={runs}/corpus",
@@ -210,6 +236,7 @@ def test_the_recipe_runs_as_a_submitted_job(tmp_path_factory: pytest.TempPathFac
         "train.global_batch_size=64",
         "train.epochs=1",
         f"run.dir={runs}",
+        "train.log_every=1",
     )
     words = [
         "python",
@@ -218,17 +245,25 @@ def test_the_recipe_runs_as_a_submitted_job(tmp_path_factory: pytest.TempPathFac
         "jobs/configs/scenes_jdsh_64.yaml",
         *train_command([*settings]),
     ]
+    dashboard = (ROOT / "cluster/grafana/hashfleet.json").read_text()
+    asked = set(re.findall("ray_hashfleet_train_[a-z_]+", dashboard))
     with head(short) as environment:
-        wait_until(lambda: _answers(environment["RAY_ADDRESS"]))
-        submitted = subprocess.run(
+        wait_until(lambda: all(_answers(environment[name]) for name in ("RAY_ADDRESS", "METRICS")))
+        submitted = subprocess.Popen(
             ["ray", "job", "submit", "--working-dir", ".", "--", *words],
             cwd=ROOT,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
         )
-    assert submitted.returncode == 0, submitted.stdout[-4000:] + submitted.stderr[-4000:]
-    results = [line for line in submitted.stdout.splitlines() if line.startswith('{"job": "train"')]
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(submitted.communicate, timeout=400)
+            wait_until(lambda: reading.done() or asked <= shown(environment["METRICS"]), seconds=400)
+            in_time = not reading.done()
+            told, _ = reading.result()
+    assert submitted.returncode == 0, told[-6000:]
+    assert in_time, "the metrics that the dashboard asks for were not shown while the job ran"
+    results = [line for line in told.splitlines() if line.startswith('{"job": "train"')]
     assert json.loads(results[-1])["outputs"]["model"] == f"{runs}/scenes_jdsh_64/model"
     assert artefact_digest(runs / "scenes_jdsh_64" / "model") == json.loads(results[-1])["outputs"]["digest"]
