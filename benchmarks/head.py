@@ -1,6 +1,6 @@
 """What Ray's processes on the head node hold in memory, idle and after many chunks of a night have passed.
 
-    python benchmarks/head.py [--chunks 20000]
+    python benchmarks/head.py [--chunks 5000]
 
 A cluster of this machine alone, without other nodes or a job queue. The chunks are rows as a night hands them
 to Ray Data, one to a block, through two actors that do nothing. Memory is that of the processes that a head
@@ -24,7 +24,7 @@ import ray.data
 from cluster.runtime import connect
 
 ROW = b"0" * 1500  # about what a chunk is told in, and its receipt without the rows
-KINDS = ("gcs_server", "raylet", "dashboard", "monitor", "agent")
+KINDS = ("gcs_server", "raylet", "dashboard", "monitor", "agents")
 
 
 class Pass:
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--chunks", type=int, default=20_000)
+    parser.add_argument("--chunks", type=int, default=5000)
     chunks = parser.parse_args().chunks
     logging.getLogger("ray").setLevel(logging.ERROR)
     connect()
@@ -70,28 +70,41 @@ def run(chunks: int) -> None:
 def memory() -> Counter[str]:
     """Return the bytes that each kind of process of this cluster holds (proportional set size)."""
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
+    told = {folder: words for folder in Path("/proc").glob("[0-9]*") if (words := words_of(folder))}
+    named = {folder.name for folder, words in told.items() if session in words} | {str(os.getpid())}
     held: Counter[str] = Counter()
-    for folder in Path("/proc").iterdir():
+    for folder, words in told.items():
         try:
-            words = (folder / "cmdline").read_bytes().decode().replace("\0", " ")
-            if folder.name.isdigit() and (session in words or int(folder.name) == os.getpid()):
+            if folder.name in named or parent_of(folder) in named:  # a raylet's children have other titles
                 held[kind_of(words)] += proportional_size(folder)
-        except (OSError, UnicodeDecodeError):
+        except OSError:
             continue  # it is gone
     return held
+
+
+def words_of(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def parent_of(process: Path) -> str:
+    """Return the number of a process's parent."""
+    return (process / "stat").read_text().rpartition(")")[2].split()[1]
 
 
 def kind_of(words: str) -> str:
     for kind, mark in (
         ("gcs_server", "gcs_server "),
         ("raylet", "raylet/raylet "),
-        ("agent", "agent"),
+        ("agents", "agent"),
         ("dashboard", "dashboard/dashboard.py"),
         ("monitor", "monitor"),
     ):
-        if mark in words:
+        if mark in words.lower():
             return kind
-    return "driver" if __file__ in words else "workers"
+    return "driver" if Path(__file__).name in words else "workers"
 
 
 def proportional_size(process: Path) -> int:
