@@ -97,8 +97,10 @@ def _overtake(world: World, point: Point, blow: "_Blow", night: Night, name: str
     blow.release.set()
     code = _ended(night, outcome)
     outcome.codes.append(code)
-    if code != 1:
-        outcome.wrong.append(f"the night that had slept ended with code {code}, expected 1")
+    # Asleep before it has read the log again, it may find that the other has left it nothing to do.
+    expected = (0, 1) if point.name.endswith("its lease") else (1,)
+    if code not in expected:
+        outcome.wrong.append(f"the night that had slept ended with code {code}, expected {expected}")
 
 
 def _ended(night: Night, outcome: Outcome) -> int:
