@@ -295,9 +295,10 @@ def test_the_base_and_faiss_alone_open_and_search_a_release(store: tuple[Path, s
     """Installs from the package index that pip is configured for."""
     root = Path(__file__).parents[2]
     python = tmp_path / "fresh" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt"]
-    subprocess.run([*install, "-e", ".[cpu]"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    install = [*pip, "install", "-q", "--no-compile", "-c", "constraints.txt", "-e", ".[cpu]"]
+    subprocess.run(install, cwd=root, check=True)
     publish(store[0], store[1])
     script = (
         "import importlib.util, json, sys\n"
