@@ -26,11 +26,14 @@ $(VENV)/.done-$(FAISS): pyproject.toml constraints.txt
 demo: setup  ## corpus -> train -> nights -> evaluate -> search -> demo/index.html, in minutes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m jobs.demo
 
+# Two workers: one has all tests that need Ray, on one cluster, the other what needs none (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
 check: lint  ## what must hold before a commit: lint, format, types, tests without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test: lint  ## check, and the slow tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Needs Debian's radosgw ceph-mon ceph-osd ceph-common; the store runs in a temporary folder, for as long as the tests.
 STORAGE_TESTS := tests/releases/test_storage.py tests/releases/test_storage_retries.py \

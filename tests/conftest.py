@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +21,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Writing them takes seconds of every first night; the tests that are about them ask for them.
 os.environ.setdefault("HASHFLEET_ENCODE__QUERY_ENCODERS", "false")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+# Ray's workers have niceness 15 by default: beside anything else that computes they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# A run's end, and a rank's, are seen by looking: every two seconds unless told otherwise.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that need Ray first: as one group of `make test` they take longest."""
+    items.sort(key=lambda item: not _needs_ray(str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal files out to the workers of `make test`; all that need Ray go to one of them, with one cluster.
+
+    Raylets that start at once on one machine disturb each other.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FilesAndOneCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = nodeid.partition("::")[0]
+            return "ray" if _needs_ray(str(config.rootpath / file)) else file
+
+    return FilesAndOneCluster(config, log)
+
+
+@cache
+def _needs_ray(file: str) -> bool:
+    return "mark.ray" in Path(file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
