@@ -15,6 +15,8 @@ LOGICAL_CPUS_PER_CORE = 2
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For a Ray on this machine alone: nobody takes its node away, and every process less starts it sooner."""
 
+_connected = False
+
 
 def connect() -> bool:
     """Connect this process to Ray and return whether the cluster is its own.
@@ -28,8 +30,10 @@ def connect() -> bool:
     if ray.is_initialized():
         return False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    global _connected
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
+        _connected = True
         return False
     _refuse_spaces(sys.executable)
     with _environment(ALONE):
@@ -39,7 +43,20 @@ def connect() -> bool:
             include_dashboard=False,
             logging_level=logging.ERROR,
         )
+    _connected = True
     return True
+
+
+def disconnect() -> None:
+    """Leave the Ray that `connect` joined or started, if it did: from then on it prints nothing any more.
+
+    It echoes the logs of its processes, and those of a node that died by the page, to stdout: also after a
+    result line, which is to be the last one.
+    """
+    global _connected
+    if _connected:
+        _connected = False
+        ray.shutdown()
 
 
 def is_own() -> bool:

@@ -85,6 +85,8 @@ def run_job(name: str, job: ModuleType, argv: list[str]) -> int:
         _keep(kept, config, name=name, line=line)
     if config is not None and hasattr(job, "remember") and not getattr(args, "dry_run", False):
         job.remember(config, line)
+    if "cluster.runtime" in sys.modules:
+        sys.modules["cluster.runtime"].disconnect()
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
     if code is not None:
