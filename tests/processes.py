@@ -52,13 +52,14 @@ def let_go(*keepers: subprocess.Popen[bytes]) -> None:
 
 
 def ray_environment() -> dict[str, str]:
-    """Return this environment without the settings of its Ray: for a cluster of its own, behind a token."""
+    """Return this environment with settings of Ray's of its own: for another cluster, behind a token."""
     ours = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("RAY_") and name != "PYTHONPATH"
     }
     return ours | {
+        "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -71,7 +72,32 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], *, what: str = "a condition", seconds: float = 120) -> Any:
+def descendants(words: str, ancestor: int | None = None) -> list[int]:
+    """Return the processes below one, by default this one, whose command lines start with `words`."""
+    named = [
+        int(folder.name)
+        for folder in Path("/proc").iterdir()
+        if folder.name.isdigit() and _read(folder / "cmdline").startswith(words)
+    ]
+    return sorted(process for process in named if (ancestor or os.getpid()) in _ancestors(process))
+
+
+def _ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        process = int((_read(Path(f"/proc/{process}/stat")).rpartition(") ")[2].split() or ["0", "0"])[1])
+        found.append(process)
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def wait_until(condition: Callable[[], Any], *, what: str = "a condition", seconds: float = 300) -> Any:
     """Return what a condition gives once it holds.
 
     Raises:

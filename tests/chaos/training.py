@@ -21,7 +21,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipeline.corpus.scenes import write_corpus
-from tests.jobs.training import committed, start, train_workers
+from tests.jobs.training import committed, raylets, start, train_workers
 from tests.processes import wait_until
 
 SETTINGS = (
@@ -66,8 +66,11 @@ def trial(cluster: Cluster, kill: Kill, folder: Path, *, name: str, checkpoints:
     if job.poll() == -signal.SIGKILL:
         wait_until(lambda: not any(train_workers(_raylet(node)) for node in cluster.worker_nodes))
         job = run(cluster, folder, name)
-    out, err = job.communicate(timeout=SECONDS)
-    return dict(json.loads(out.splitlines()[-1])) if out.strip() else {"error": err[-1000:]}
+    out, _ = job.communicate(timeout=SECONDS)
+    try:
+        return dict(json.loads(out.splitlines()[-1]))
+    except (IndexError, ValueError):
+        return {"error": f"code {job.returncode}, no result line: {out[-2000:]!r}"}
 
 
 def run(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
@@ -88,34 +91,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", file=sys.stderr)
     draw, wrong = random.Random(args.seed), 0
-    quick = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 1000,
-        "health_check_failure_threshold": 3,
-    }
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}  # a dead node is soon known
-    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-    with tempfile.TemporaryDirectory(prefix="hashfleet-chaos-") as temporary:
+    with raylets(0, 3) as cluster, tempfile.TemporaryDirectory(prefix="hashfleet-chaos-") as temporary:
         folder = Path(temporary)
         write_corpus(folder / "corpus", 96, 32, 7, split="train")
-        try:
-            for _ in range(3):
-                cluster.add_node(num_cpus=1)
-            calm = trial(cluster, lambda *_: None, folder, name="calm", checkpoints=1)
-            for number in range(args.kills):
-                for what, kill in KILLS.items():
-                    at = draw.randint(1, 2)
-                    found = trial(cluster, kill, folder, name=f"{what}-{number}", checkpoints=at)
-                    same = found.get("outputs") and found["outputs"]["digest"] == calm["outputs"]["digest"]
-                    good = bool(same) and found["counts"]["steps"] == calm["counts"]["steps"]
-                    wrong += not good
-                    again = found.get("counts", {}).get("steps_now")
-                    told = "ok" if good else f"WRONG {found.get('error', found)}"
-                    print(
-                        f"{what} {number}: {told}, {again} steps after the kill", file=sys.stderr, flush=True
-                    )
-        finally:
-            cluster.shutdown()
+        calm = trial(cluster, lambda *_: None, folder, name="calm", checkpoints=1)
+        for number in range(args.kills):
+            for what, kill in KILLS.items():
+                at = draw.randint(1, 2)
+                found = trial(cluster, kill, folder, name=f"{what}-{number}", checkpoints=at)
+                same = found.get("outputs") and found["outputs"]["digest"] == calm["outputs"]["digest"]
+                good = bool(same) and found["counts"]["steps"] == calm["counts"]["steps"]
+                wrong += not good
+                again = found.get("counts", {}).get("steps_now")
+                told = "ok" if good else f"WRONG {found.get('error', found)}"
+                print(f"{what} {number}: {told}, {again} steps after the kill", file=sys.stderr, flush=True)
     print(f"{3 * args.kills} kills, {wrong} wrong, seed {args.seed}", file=sys.stderr)
     return 1 if wrong else 0
 

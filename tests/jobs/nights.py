@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from jobs.command import Result
 from jobs.config import load_config
 from pipeline.releases.storage import Storage
 from tests.encoding.sources import BAD_ROWS, many_rows, write_rows
+from tests.processes import descendants
 
 RELEASED = ("codes", "rejects", "parts", "tables", "releases")
 
@@ -51,26 +51,5 @@ def content(store: Path | str) -> dict[str, str]:
 
 
 def encoders() -> list[int]:
-    """Return the process ids of the actors that encode for this process's own cluster, from /proc."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and "MapWorker(Map(EncodeRow))" in _read(folder / "cmdline"):
-            process = int(folder.name)
-            if os.getpid() in _ancestors(process):
-                found.append(process)
-    return found
-
-
-def _ancestors(process: int) -> list[int]:
-    found = []
-    while process > 1:
-        process = int((_read(Path(f"/proc/{process}/stat")).rpartition(") ")[2].split() or ["0", "0"])[1])
-        found.append(process)
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    """Return the process ids of the actors that encode for this process's own cluster."""
+    return descendants("ray::MapWorker(Map(EncodeRow))")

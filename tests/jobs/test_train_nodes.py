@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.jobs.training import committed, run, start, train_workers
+from jobs.command import Result
+from tests.jobs.training import TWO_RANKS, committed, raylets, start, train_workers
 from tests.nodes import nodes, why_no_namespaces
 from tests.processes import wait_until
 
-TWO = ("resources.workers=2", "resources.cpus_per_worker=1", "deepspeed.zero_optimization.stage=1")
+APART = (*TWO_RANKS, "resources.cpus_per_worker=1")  # a rank on each node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -35,44 +36,35 @@ def finish(job: subprocess.Popen[str], log: Path, seconds: float = 300) -> dict[
 
 
 @pytest.fixture
-def raylets() -> Iterator[Cluster]:
-    """A head without CPUs and three raylets of one CPU, each a process of this host."""
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False},
-        shutdown_at_exit=False,
-    )
-    for _ in range(3):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
+def three() -> Iterator[Cluster]:
+    """Three nodes of one CPU, one of them the head."""
+    with raylets(1, 2) as cluster:
+        yield cluster
 
 
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_and_without_one_to_spare_the_run_ends(
-    raylets: Cluster, scenes: Path, tmp_path: Path
+    undisturbed: Result, three: Cluster, scenes: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    here = dict(os.environ) | {"RAY_ADDRESS": raylets.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25"}
-    workers = sorted(raylets.worker_nodes, key=lambda node: node.node_id)
+    here = dict(os.environ) | {"RAY_ADDRESS": three.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25"}
+    workers = sorted(three.worker_nodes, key=lambda node: node.node_id)
 
     def train(*others: str) -> subprocess.Popen[str]:
-        return start(scenes, tmp_path, *TWO, *others, environment=here, log=log)
+        return start(scenes, tmp_path, *APART, *others, environment=here, log=log)
 
-    whole = finish(train("train.epochs=8", "run.name=whole"), log)
-    assert whole["status"] == "done", log.read_text()[-3000:]
-    job = train("train.epochs=8", "run.name=lost")
+    job = train("run.name=lost")
     wait_until(lambda: job.poll() is not None or committed(tmp_path / "lost"))
     assert job.poll() is None, log.read_text()[-3000:]
     busy = [node for node in workers if train_workers_of(node)]
-    raylets.remove_node(busy[0], allow_graceful=False)
+    three.remove_node(busy[0], allow_graceful=False)
     lost = finish(job, log)
-    assert lost["status"] == "done" and lost["counts"]["steps"] == whole["counts"]["steps"]
-    assert lost["counts"]["steps_now"] < whole["counts"]["steps_now"]
-    assert lost["outputs"]["digest"] == whole["outputs"]["digest"]
+    assert lost["status"] == "done" and lost["counts"]["steps"] == undisturbed.counts["steps"]
+    assert lost["counts"]["steps_now"] < undisturbed.counts["steps_now"]
+    assert lost["outputs"]["digest"] == undisturbed.outputs["digest"]
     if not os.environ.get("TEST_LONG"):
         return
     left = [node for node in workers if node is not busy[0]]
-    raylets.remove_node(left[0], allow_graceful=False)  # one node is left for two ranks
+    three.remove_node(left[0], allow_graceful=False)  # one node is left for two ranks
     last = finish(train("train.epochs=9", "run.name=lost", "resources.worker_timeout=5"), log)
     assert last["status"] == "failed"
     told = (
@@ -90,15 +82,14 @@ def train_workers_of(node: Any) -> list[int]:
 
 @pytest.mark.skipif(bool(why_no_namespaces()), reason=f"no network namespaces: {why_no_namespaces()}")
 def test_ranks_on_hosts_of_their_own_train_what_two_ranks_on_one_host_do(
-    short: Path, scenes: Path, tmp_path: Path, ray_cluster: str
+    undisturbed: Result, short: Path, scenes: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     with nodes(short, spaces=3) as cluster:
         cluster.add()
         cluster.add()
         where = {"environment": cluster.environment, "inside": cluster.command()}
-        job = start(scenes, tmp_path, *TWO, "run.name=apart", log=log, **where)
+        job = start(scenes, tmp_path, *APART, "run.name=apart", log=log, **where)
         apart = finish(job, log)
     assert apart["status"] == "done", log.read_text()[-3000:]
-    alone = run(scenes, tmp_path, *TWO, "run.name=together")
-    assert apart["outputs"]["digest"] == alone.outputs["digest"]
+    assert apart["outputs"]["digest"] == undisturbed.outputs["digest"]

@@ -25,21 +25,14 @@ from jobs.command import Result
 from jobs.config import load_config
 from pipeline.releases.storage import Storage
 from pipeline.releases.storage.retries import SILENT_SECONDS
-from tests.jobs.training import committed, overrides, run, start, train_workers
+from tests.jobs.training import TWO_RANKS, committed, overrides, run, start, train_workers
 from tests.processes import free_port, keep, let_go, ray_environment, wait_until
 from tests.proxy import Fault, Proxy, Request, running_proxy
 from tests.s3 import BUCKET, s3_endpoint
 
 ROOT = Path(__file__).parents[2]
-TWO = ("resources.workers=2", "train.epochs=8", "deepspeed.zero_optimization.stage=2")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: str, scenes: Path) -> Result:
-    """A run of two ranks whose checkpoints and model go to object storage."""
-    return run(scenes, f"s3://{BUCKET}/ray-runs", *TWO, "run.name=undisturbed")
 
 
 def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: Result, tmp_path: Path) -> None:
@@ -57,7 +50,7 @@ def test_two_ranks_train_under_ray_and_deepspeed(undisturbed: Result, tmp_path: 
 def test_a_model_is_exported_from_the_shares_of_two_ranks_without_ray(
     undisturbed: Result, scenes: Path
 ) -> None:
-    settings = overrides(scenes, f"s3://{BUCKET}/ray-runs", *TWO, "run.name=undisturbed")
+    settings = overrides(scenes, f"s3://{BUCKET}/ray-runs", *TWO_RANKS, "run.name=undisturbed")
     found = export.run(load_config(None, settings, {}), argparse.Namespace(best=False, dry_run=False))
     assert found.outputs["digest"] == undisturbed.outputs["digest"]
 
@@ -65,7 +58,7 @@ def test_a_model_is_exported_from_the_shares_of_two_ranks_without_ray(
 def test_a_killed_rank_costs_nothing_but_time(undisturbed: Result, scenes: Path, tmp_path: Path) -> None:
     before = set(train_workers())
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run, scenes, tmp_path, *TWO, "run.name=killed")
+        running = pool.submit(run, scenes, tmp_path, *TWO_RANKS, "run.name=killed")
         wait_until(lambda: running.done() or committed(tmp_path / "killed"))
         ranks = [rank for rank in train_workers() if rank not in before]
         assert len(ranks) == 2 and not running.done()
@@ -104,7 +97,7 @@ def train_behind(
 ) -> tuple[int, dict[str, Any]]:
     """Train by a job of its own whose store stands behind a proxy; return its exit code and result."""
     here = os.environ | {"AWS_ENDPOINT_URL": proxy.endpoint} | environment
-    settings = (*TWO, f"run.name={name}")
+    settings = (*TWO_RANKS, f"run.name={name}")
     job = start(scenes, f"s3://{BUCKET}/ray-runs", *settings, environment=here, log=log)
     out, _ = job.communicate(timeout=400)
     assert out.strip(), log.read_text()[-3000:]

@@ -1,15 +1,18 @@
 """A small training run for the tests of the train job, and how to watch and end its processes."""
 
 import argparse
-import os
+import contextlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from ray.cluster_utils import Cluster
 
 from jobs import train
 from jobs.command import Result
 from jobs.config import load_config
+from tests.processes import descendants
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -24,11 +27,30 @@ SMALL = (
     "train.epochs=2",
     "resources.cpus_per_worker=0.5",
 )
+TWO_RANKS = ("resources.workers=2", "train.epochs=8", "deepspeed.zero_optimization.stage=2")
 
 
 def overrides(source: Path | str, runs: Path | str, *others: str) -> list[str]:
     """Return the `--set` values of a small run."""
     return [f"data.path={source}", f"run.dir={runs}", *SMALL, *others]
+
+
+@contextlib.contextmanager
+def raylets(head_cpus: int, others: int) -> Iterator[Cluster]:
+    """A head and so many nodes of one CPU, each a raylet of this host; a dead one is known in seconds."""
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    head = {"num_cpus": head_cpus, "include_dashboard": False, "_system_config": quick}
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+    try:
+        for _ in range(others):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 def run(source: Path | str, runs: Path | str, *others: str, dry_run: bool = False) -> Result:
@@ -70,25 +92,5 @@ def committed(run: Path) -> int:
 
 
 def train_workers(ancestor: int | None = None) -> list[int]:
-    """Return the process ids of the training ranks below a process, by default this one; from /proc."""
-    ranks = [
-        int(folder.name)
-        for folder in Path("/proc").iterdir()
-        if folder.name.isdigit() and _read(folder / "cmdline").startswith("ray::RayTrainWorker")
-    ]
-    return sorted(rank for rank in ranks if (ancestor or os.getpid()) in _ancestors(rank))
-
-
-def _ancestors(process: int) -> list[int]:
-    found = []
-    while process > 1:
-        process = int((_read(Path(f"/proc/{process}/stat")).rpartition(") ")[2].split() or ["0", "0"])[1])
-        found.append(process)
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    """Return the process ids of the training ranks below a process, by default this one."""
+    return descendants("ray::RayTrainWorker", ancestor)
