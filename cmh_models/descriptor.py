@@ -5,6 +5,8 @@ All sums are over whole numbers that single precision holds exactly (pictures up
 row's description is the same in any batch and in any order of summation.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,9 @@ def describe_pixels(pixels: Tensor, cells: int = CELLS) -> Tensor:
     with torch.autocast(pixels.device.type, enabled=False):
         if pixels.device.type != "cpu" or torch.compiler.is_exporting():
             return _describe(pixels, cells)
-        count = max(1, SLICE_VALUES // pixels[0].numel())
+        if not len(pixels):
+            return pixels.new_zeros((0, width_of(cells)), dtype=torch.float32)
+        count = max(1, SLICE_VALUES // math.prod(pixels.shape[1:]))
         return torch.cat([_describe(part, cells) for part in pixels.split(count)])
 
 

@@ -97,7 +97,7 @@ class DSCMHConfig(MethodConfig):
     read_out_ridge: float = Field(default=0.01, gt=0)
 
     activation: AtanhConfig = AtanhConfig(scale_fn="fixed", start="one")
-    chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time")
+    chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time, at most")
     feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
     spread_rounds: int = Field(default=2, ge=0, description="rounds after them for the spread of values")
     label_rounds: int = Field(default=8, ge=1, description="rounds in which a frozen label network learns")

@@ -80,7 +80,7 @@ class HSIDHNConfig(MethodConfig):
         default="sign", description="sign: |sign(F + G) - h|^2 / L; absolute: mean ||h| - 1| (IDHN)"
     )
     quantisation_weight: float = Field(default=2.0, ge=0, description="beta")
-    chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time")
+    chunk: int = Field(default=2048, ge=1, description="columns of the global batch at a time, at most")
     feature_rounds: int = Field(default=8, ge=1, description="rounds for the scaling of features")
 
 

@@ -202,13 +202,15 @@ class JDSH(HashMethod):
             yield part, self.similarity.fuse(rows, columns.part(part))
 
     def _targets(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+        limits = self.similarity.limits()
         for columns, part in fused:
-            yield columns, self.similarity.decide_(part)
+            yield columns, self.similarity.decide_(part, limits)
             del part  # before the next is made
 
     def _blocks(self, fused: Iterator[tuple[slice, Tensor]]) -> Iterator[Block]:
+        limits = self.similarity.limits()
         for columns, part in fused:
-            yield Block(columns, self.similarity.decide(part), self.similarity.classes(part))
+            yield Block(columns, self.similarity.decide(part, limits), self.similarity.classes(part))
 
     def _class_terms(self, errors: Tensor, pairs: Tensor) -> dict[str, Term]:
         weights = (self.config.intra_weight, self.config.intra_weight, self.config.cross_weight)

@@ -48,7 +48,9 @@ class Pairs:
         A block takes the place of the one before.
         """
         rows = len(self.rows.of_row)
-        width = min(self.chunk, len(self.columns), max(1, _PAIRS_AT_ONCE // rows))
+        width = min(self.chunk, len(self.columns))
+        if self.columns.device.type == "cpu":  # what fits its cache; a GPU would wait for many small kernels
+            width = min(width, max(1, _PAIRS_AT_ONCE // rows))
         places = self.columns.new_empty(2, rows * width)
         for first in range(0, len(self.columns), width):
             part = slice(first, min(first + width, len(self.columns)))
@@ -113,7 +115,7 @@ class _PairLosses(torch.autograd.Function):
             for number, mask, loss in zip((-1, 0), masks, losses, strict=False):
                 if mask is not None:
                     slopes.mul_(mask)
-                pairs_of_column = weights.new_tensor(len(rows)) if mask is None else mask.sum(0).to(weights)
+                pairs_of_column = len(rows) if mask is None else mask.sum(0).to(weights)
                 counts[number] += (weights * pairs_of_column).sum()
                 sums[number] += loss.to(weights) @ weights
                 row_grads[number].addmm_(slopes, weighted)

@@ -194,26 +194,27 @@ class JointSimilarity(Statistics):
         moments = rows * (d * d + e * e + d * e) + total * (d + e) ** 2 + 2 * rows * total * (d + e)
         return arrays, moments
 
-    def decide(self, fused: Tensor) -> Tensor:
-        """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
-        return (
-            self._decide(fused, self.thresholds.tolist()) if self.config.dsdw else fused * self.config.scale
-        )
+    def limits(self) -> list[float]:
+        """Return what `decide` goes by, as numbers: once a step, since a GPU has to be waited for."""
+        return self.thresholds.tolist() if self.config.dsdw else []
 
-    def decide_(self, fused: Tensor) -> Tensor:
+    def decide(self, fused: Tensor, limits: Sequence[float]) -> Tensor:
+        """Amplify confident similarities (DSDW) and scale: from the joint similarity to the target."""
+        return self._decide(fused, limits) if self.config.dsdw else fused * self.config.scale
+
+    def decide_(self, fused: Tensor, limits: Sequence[float]) -> Tensor:
         """Do what `decide` does in the place of its argument, some rows at a time: small arrays more."""
         if not self.config.dsdw:
             return fused.mul_(self.config.scale)
-        thresholds = self.thresholds.tolist()  # once: a GPU has to wait for it
         # What fits the cache of a CPU; a GPU would wait for the start of so many small kernels.
         count = _ROWS_AT_A_TIME if fused.device.type == "cpu" else -(-len(fused) // 4)
         for rows in fused.split(count):
-            rows.copy_(self._decide(rows, thresholds))
+            rows.copy_(self._decide(rows, limits))
         return fused
 
-    def _decide(self, fused: Tensor, thresholds: Sequence[float]) -> Tensor:
+    def _decide(self, fused: Tensor, limits: Sequence[float]) -> Tensor:
         config = self.config
-        left, right, lowest, highest = thresholds
+        left, right, lowest, highest = limits
         # gain = scale L exp(difference, at most 0), where a pair is decided; L and scale inside the exponent.
         height = _log(config.left_gain * config.scale)
         apart = _above(lowest + height - fused, lowest + height - left).clamp_max_(height)

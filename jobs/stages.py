@@ -312,7 +312,7 @@ class _Encoder:
         with ThreadPoolExecutor(REQUESTS) as pool:
             for start in range(0, len(works), OPENED):
                 for work in pool.map(look, works[start : start + OPENED]):
-                    if group and rows + work.rows > limit:
+                    if rows and rows + work.rows > limit:  # refused ones alone are no group
                         yield group
                         group, rows = [], 0
                     group.append(work)

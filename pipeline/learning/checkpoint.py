@@ -131,9 +131,12 @@ def newest_checkpoint(storage: Storage, run: str) -> Iterator[Path | None]:
 
     Raises:
         OSError: it cannot be brought here.
+        ValueError: one was written by a newer version; on all ranks.
     """
-    whole = whole_checkpoints(storage, run) if rank() == 0 else []
-    path: str | None = gather_objects(whole[0][0] if whole else None)[0]
+    chosen: tuple[str | None, str] = gather_objects(_choose(storage, run) if rank() == 0 else (None, ""))[0]
+    path, error = chosen
+    if error:
+        raise ValueError(error)
     if path is None or (here := storage.local(path)) is not None:
         yield None if path is None else here
         return
@@ -142,6 +145,15 @@ def newest_checkpoint(storage: Storage, run: str) -> Iterator[Path | None]:
         if folder is None:
             raise OSError(f"{where} cannot be brought here: {error}")
         yield folder
+
+
+def _choose(storage: Storage, run: str) -> tuple[str | None, str]:
+    """Return the path of the newest complete checkpoint, or why none can be chosen."""
+    try:
+        whole = whole_checkpoints(storage, run)
+    except ValueError as error:
+        return None, str(error)
+    return (whole[0][0] if whole else None), ""
 
 
 def _whole(text: bytes, sizes: Mapping[str, int], *, where: str) -> dict[str, Any]:

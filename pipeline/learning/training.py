@@ -119,9 +119,10 @@ def fit(
     metrics: dict[str, float] = {}
 
     def keep(position: Position, metrics: Mapping[str, float]) -> None:
-        hooks.step(None)  # storage that is away is waited for: that is no step that hangs
+        hooks.step(position.step)
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             save_checkpoint(engine, Path(folder), position, facts=hooks.facts, metrics=metrics)
+            hooks.step(None)  # storage that is away is waited for: that is no step that hangs
             hooks.report(metrics, Path(folder))
 
     for epoch in range(start.epoch, config.epochs):
@@ -157,6 +158,7 @@ def fit(
             inside = step % batches.steps_per_epoch != 0
             if inside and config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
                 keep(Position(epoch, step), {"epoch": epoch, "step": step, "loss": losses[-1]})
+                hooks.step(step)  # the wait for the next rows counts again
 
         # The end of an epoch: judge, then keep.
         position, last = Position(epoch + 1, step), epoch + 1 == config.epochs
@@ -170,6 +172,7 @@ def fit(
             keep(position, metrics)
         else:
             hooks.report(metrics, None)
+        hooks.step(step)
     hooks.step(None)
     return FitResult(Position(config.epochs, step), metrics, losses, monitor.cost())
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -107,6 +108,12 @@ def test_no_more_rows_are_in_flight_than_allowed_but_always_a_unit(
     assert seen[4:] == [[4, 4, 4, 20, 4, 4]]
     late = run(feature_settings(world, "encode.rows_in_flight=9", store="late"), deadline="0.00001")
     assert late.counts["units_left"] == 6
+
+
+def test_a_refused_unit_before_a_large_one_does_not_end_the_night(world: Path) -> None:
+    pq.write_table(pa.table({"something": ["else"]}), world / "source" / "!.parquet")
+    night = run(feature_settings(world, "encode.rows_in_flight=3", "encode.max_refused_units=1"))
+    assert (night.status, night.counts["units_encoded"], night.counts["units_refused"]) == ("done", 6, 1)
 
 
 def test_no_unit_is_started_after_the_deadline(world: Path) -> None:

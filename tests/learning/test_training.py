@@ -1,6 +1,7 @@
 """The loop: one global batch gives one loss and one gradient, however many ranks share it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_validation_sees_the_network_as_search_will_and_goes_back_to_training() 
     result, method = train_locally(config, hooks=Hooks(validate=validate))
     assert modes == [False, False] and method.training
     assert result.metrics["map_i2t"] == 0.5
+
+
+def test_the_clock_of_a_step_stands_still_only_while_a_checkpoint_goes_to_its_place() -> None:
+    told: list[Any] = []
+
+    def report(metrics: Mapping[str, float], folder: Path | None) -> None:
+        told.append("kept" if folder else "told")
+
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": 2})
+    train_locally(config, hooks=Hooks(step=told.append, report=report))
+    inside, last = [2, None, "kept", 2], [3, None, "kept", 3]
+    assert told[:10] == [0, 1, *inside, 2, *last[:3]]
+    assert told[10:] == [3, 3, 4, None, "kept", 4, 4, 5, 6, None, "kept", 6, None]
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_and_statistics_in_fp32() -> None:

@@ -54,3 +54,8 @@ def test_half_precision_training_does_not_change_a_description() -> None:
 
 def test_a_black_picture_is_described_without_nan() -> None:
     assert describe_pixels(torch.zeros(1, 16, 16, 3, dtype=torch.uint8)).isfinite().all()
+
+
+def test_no_picture_is_no_description() -> None:
+    some = describe_pixels(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    assert describe_pixels(torch.zeros(0, 16, 16, 3, dtype=torch.uint8)).shape == (0, some.shape[1])

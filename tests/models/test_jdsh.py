@@ -145,7 +145,7 @@ def test_statistics_stand_still_after_their_rounds() -> None:
 def test_an_untrained_method_has_thresholds_that_decide_nothing() -> None:
     similarity = small_jdsh().similarity
     fused = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    assert torch.equal(similarity.decide(fused), 1.4 * fused)
+    assert torch.equal(similarity.decide(fused, similarity.limits()), 1.4 * fused)
     assert similarity.classes(fused)[0].all()
 
 

@@ -71,8 +71,8 @@ def test_deciding_in_place_changes_nothing_but_the_place(dsdw: bool) -> None:
     similarity = JointSimilarity(SimilarityConfig(dsdw=dsdw, left_gain=0.0), 3, 3)
     similarity.thresholds.copy_(torch.tensor([-0.2, 0.3, -0.9, 0.9]))
     fused = torch.randn(150, 7, generator=torch.Generator().manual_seed(0)).double()
-    decided = similarity.decide(fused)
-    assert similarity.decide_(fused) is fused
+    decided = similarity.decide(fused, similarity.limits())
+    assert similarity.decide_(fused, similarity.limits()) is fused
     assert torch.equal(fused, decided)
 
 
