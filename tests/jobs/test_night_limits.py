@@ -144,7 +144,9 @@ def test_units_in_flight_at_the_deadline_are_finished_by_the_cluster(
     assert 0 < len(reports) < 12
     assert all(not report.error and report.files.keys() == {"image", "text"} for report in reports)
     rest = run(overrides)
-    assert rest.counts["units_encoded"] == 12 - len(reports)
+    # Encoders finish units that nobody waits for any more: their code files stand, and are found.
+    assert 0 < rest.counts["units_encoded"] <= 12 - len(reports)
+    assert rest.outputs == run(feature_settings(tmp_path, store="other")).outputs
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -222,7 +223,7 @@ def shown(metrics: str) -> set[str]:
 def test_the_recipe_runs_as_a_submitted_job_and_its_metrics_are_shown(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    runs, short = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("r")
+    runs = tmp_path_factory.mktemp("runs")
     settings = (
         f"data.path={runs}/corpus",
         "data.scenes.rows=200",
@@ -240,7 +241,9 @@ def test_the_recipe_runs_as_a_submitted_job_and_its_metrics_are_shown(
     ]
     dashboard = (ROOT / "cluster/grafana/hashfleet.json").read_text()
     asked = set(re.findall("ray_hashfleet_train_[a-z_]+", dashboard))
-    with head(short) as environment:
+    # Ray's sockets stand in this folder, and their paths must be short.
+    short = tempfile.TemporaryDirectory(prefix="hf", ignore_cleanup_errors=True)
+    with short as folder, head(Path(folder)) as environment:
         wait_until(lambda: all(_answers(environment[name]) for name in ("RAY_ADDRESS", "METRICS")))
         submitted = subprocess.Popen(
             ["ray", "job", "submit", "--working-dir", ".", "--", *words],
