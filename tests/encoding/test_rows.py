@@ -16,13 +16,18 @@ from tests.encoding.sources import BAD_ROWS, tiny_method, write_rows
 from tests.encoding.test_units import FILES
 
 
-def test_one_stage_and_two_stages_give_the_same_code_files(tmp_path: Path) -> None:
-    save_pretrained(tiny_method(), tmp_path / "model", card={})
-    models = Storage(tmp_path / "models")
-    digest = keep_model(tmp_path / "model", models)
-    path = write_rows(tmp_path / "source" / "u.parquet", BAD_ROWS)
+def model_and_unit(folder: Path, store: Storage) -> tuple[str, Source, UnitWork]:
+    """Keep a model in a store; return its digest, a source of one unit, and that unit."""
+    save_pretrained(tiny_method(), folder / "model", card={})
+    path = write_rows(folder / "source" / "u.parquet", BAD_ROWS)
     source = Source(Storage(path.parent), InputRecipe(image_size=16))
-    work = open_unit(UnitWork(source.root.stat(path.name), FILES), source)
+    return keep_model(folder / "model", store), source, UnitWork(source.root.stat(path.name), FILES)
+
+
+def test_one_stage_and_two_stages_give_the_same_code_files(tmp_path: Path) -> None:
+    models = Storage(tmp_path / "models")
+    digest, source, unit = model_and_unit(tmp_path, models)
+    work = open_unit(unit, source)
     [row] = [chunk_row(chunk, work) for chunk in work.chunks]
     receipts = {
         "one": EncodeRow(digest, models, tile=8, source=source)(row),
@@ -47,12 +52,9 @@ def test_one_stage_and_two_stages_give_the_same_code_files(tmp_path: Path) -> No
 
 
 def test_a_chunk_of_several_is_never_finished_alone(tmp_path: Path) -> None:
-    save_pretrained(tiny_method(), tmp_path / "model", card={})
     store = Storage(tmp_path / "store")
-    digest = keep_model(tmp_path / "model", store)
-    path = write_rows(tmp_path / "source" / "u.parquet", BAD_ROWS)
-    source = Source(Storage(path.parent), InputRecipe(image_size=16))
-    work = open_unit(UnitWork(source.root.stat(path.name), FILES), source, max_bytes=1, join=False)
+    digest, source, unit = model_and_unit(tmp_path, store)
+    work = open_unit(unit, source, max_bytes=1, join=False)
     assert len(work.chunks) > 1
     encode = EncodeRow(digest, store, tile=8, source=source, forgotten=NOTHING_FORGOTTEN)
     answers = [answer_of(encode(chunk_row(chunk, work))) for chunk in work.chunks]
