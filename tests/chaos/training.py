@@ -7,6 +7,7 @@ equal steps are only had when every row counted once in the history that survive
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -14,14 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
 
 from pipeline.corpus.scenes import write_corpus
-from tests.jobs.training import committed, raylets, start, train_workers
+from pipeline.learning.checkpoint import whole_checkpoints
+from pipeline.releases.storage import Storage
+from tests.jobs.training import raylets, start, train_workers
 from tests.processes import wait_until
 
 SETTINGS = (
@@ -32,13 +36,13 @@ SETTINGS = (
     "train.checkpoint_every_steps=2",
 )
 SECONDS = 300
+STEPS = 48  # of the undisturbed run: 8 epochs of 96 rows in batches of 16
 Kill = Callable[[Cluster, subprocess.Popen[str]], None]
 
 
 def a_rank(cluster: Cluster, job: subprocess.Popen[str]) -> None:
     """Kill one of the ranks that train."""
-    ranks = [rank for node in cluster.worker_nodes for rank in train_workers(_raylet(node))]
-    os.kill(ranks[-1], signal.SIGKILL)
+    os.kill(ranks(cluster)[-1], signal.SIGKILL)
 
 
 def a_raylet(cluster: Cluster, job: subprocess.Popen[str]) -> None:
@@ -57,15 +61,55 @@ def the_driver(cluster: Cluster, job: subprocess.Popen[str]) -> None:
 KILLS: dict[str, Kill] = {"rank": a_rank, "raylet": a_raylet, "driver": the_driver}
 
 
-def trial(cluster: Cluster, kill: Kill, folder: Path, *, name: str, checkpoints: int) -> dict[str, Any]:
-    """Train with one kill, once so many checkpoints are kept; return the result line of the run's end."""
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: once a checkpoint of so many steps is kept (0: once ranks run), and a little later."""
+
+    steps: int
+    seconds: float
+
+    @classmethod
+    def drawn(cls, draw: random.Random) -> "Moment":
+        """Draw one: anywhere in the run but its last two checkpoints."""
+        return cls(draw.randrange(0, STEPS - 4, 2), draw.uniform(0, 0.5))
+
+    def wait(self, cluster: Cluster, job: subprocess.Popen[str], run: Path) -> bool:
+        """Wait for it; return whether there still are ranks to kill."""
+
+        def there() -> bool:
+            return kept(run) >= self.steps if self.steps else len(ranks(cluster)) > 1
+
+        wait_until(lambda: job.poll() is not None or there(), seconds=SECONDS)
+        time.sleep(self.seconds)  # not to wait for anything: the moment itself
+        return job.poll() is None and len(ranks(cluster)) > 1
+
+
+def ranks(cluster: Cluster) -> list[int]:
+    """Return the process ids of the ranks that train."""
+    return [rank for node in cluster.worker_nodes for rank in train_workers(_raylet(node))]
+
+
+def kept(run: Path) -> int:
+    """Return how many steps the newest whole checkpoint of a run has."""
+    whole = whole_checkpoints(Storage(run.parent), run.name) if run.is_dir() else []
+    return int(whole[0][1]["step"]) if whole else 0
+
+
+def trial(cluster: Cluster, folder: Path, name: str, kill: Kill, moment: Moment) -> dict[str, Any] | None:
+    """Train with one kill; return the result line of the run's end, or None where the kill came too late."""
     job = run(cluster, folder, name)
-    wait_until(lambda: job.poll() is not None or committed(folder / name) >= checkpoints, seconds=SECONDS)
-    if job.poll() is None:
-        kill(cluster, job)
+    if not moment.wait(cluster, job, folder / name):
+        job.communicate(timeout=SECONDS)
+        return None
+    kill(cluster, job)
     if job.poll() == -signal.SIGKILL:
-        wait_until(lambda: not any(train_workers(_raylet(node)) for node in cluster.worker_nodes))
+        wait_until(lambda: not ranks(cluster))
         job = run(cluster, folder, name)
+    return finished(job)
+
+
+def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the result line of a run that goes on to its end."""
     out, _ = job.communicate(timeout=SECONDS)
     try:
         return dict(json.loads(out.splitlines()[-1]))
@@ -90,23 +134,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", file=sys.stderr)
+    logging.getLogger("pipeline").setLevel(logging.ERROR)  # not a line for each checkpoint being written
     draw, wrong = random.Random(args.seed), 0
     with raylets(0, 3) as cluster, tempfile.TemporaryDirectory(prefix="hashfleet-chaos-") as temporary:
         folder = Path(temporary)
         write_corpus(folder / "corpus", 96, 32, 7, split="train")
-        calm = trial(cluster, lambda *_: None, folder, name="calm", checkpoints=1)
+        calm = finished(run(cluster, folder, "calm"))
+        if calm.get("counts", {}).get("steps") != STEPS:
+            print(f"the undisturbed run must make {STEPS} steps, got {calm}", file=sys.stderr)
+            return 1
         for number in range(args.kills):
             for what, kill in KILLS.items():
-                at = draw.randint(1, 2)
-                found = trial(cluster, kill, folder, name=f"{what}-{number}", checkpoints=at)
-                same = found.get("outputs") and found["outputs"]["digest"] == calm["outputs"]["digest"]
-                good = bool(same) and found["counts"]["steps"] == calm["counts"]["steps"]
+                moment = Moment.drawn(draw)
+                found = trial(cluster, folder, f"{what}-{number}", kill, moment)
+                good = found is not None and as_undisturbed(found, calm, moment)
                 wrong += not good
-                again = found.get("counts", {}).get("steps_now")
-                told = "ok" if good else f"WRONG {found.get('error', found)}"
-                print(f"{what} {number}: {told}, {again} steps after the kill", file=sys.stderr, flush=True)
+                again = found["counts"]["steps_now"] if found and "counts" in found else None
+                told = "ok" if good else f"WRONG: {found or 'it ended before the kill'}"
+                print(
+                    f"{what} {number} at {moment}: {told}, {again} steps after it",
+                    file=sys.stderr,
+                    flush=True,
+                )
     print(f"{3 * args.kills} kills, {wrong} wrong, seed {args.seed}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def as_undisturbed(found: Mapping[str, Any], calm: Mapping[str, Any], moment: Moment) -> bool:
+    """Return whether a run ended with the undisturbed weights, and made no kept step again."""
+    return (
+        found.get("status") == "done"
+        and found["outputs"]["digest"] == calm["outputs"]["digest"]
+        and found["counts"]["steps"] == STEPS
+        and found["counts"]["steps_now"] <= STEPS - moment.steps
+    )
 
 
 def _raylet(node: Any) -> int:
