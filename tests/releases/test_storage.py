@@ -231,6 +231,18 @@ def test_a_token_changes_with_the_file(storage: Storage) -> None:
     assert storage.stat("a.parquet").token != before.token
 
 
+def test_a_local_file_that_goes_while_its_folder_is_listed_is_left_out(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    for name in "abc":
+        storage.write(f"folder/{name}", b"1")
+    listing = storage.files()
+    seen = next(listing).path
+    for name in "abc":
+        storage.delete(f"folder/{name}")
+    assert seen in {"folder/a", "folder/b", "folder/c"}
+    assert list(listing) == []
+
+
 def test_local_files_of_one_size_and_time_have_their_own_tokens(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     for name in ("a.parquet", "b.parquet"):

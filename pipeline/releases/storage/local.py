@@ -1,5 +1,6 @@
 """A local folder as storage: a temporary file in the same folder, synced, then renamed or linked."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -97,7 +98,8 @@ def _walk(folder: Path, prefix: str, *, above: tuple[tuple[int, int], ...]) -> I
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above=(*above, here))
         elif entry.is_file():
-            yield _source_file(prefix + entry.name, entry.stat())
+            with contextlib.suppress(FileNotFoundError):  # removed since its folder was read
+                yield _source_file(prefix + entry.name, entry.stat())
 
 
 def _source_file(path: str, status: os.stat_result) -> SourceFile:
