@@ -24,7 +24,7 @@ from pipeline.corpus.listing import Listing, Selection, list_pairs
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.models import input_recipe
 from pipeline.learning.deepspeed_json import read_json
-from pipeline.learning.engine import deepspeed_values, local_device
+from pipeline.learning.engine import check_sections, deepspeed_values, local_device
 from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
 from pipeline.releases.addresses import digest_bytes
 from pipeline.releases.storage import Storage, list_source, source_root
@@ -88,7 +88,7 @@ def plan_run(config: Config) -> TrainingRun:
     train = config.section("train", TrainConfig)
     json = read_json(config.deepspeed)
     if config.resources.workers:
-        deepspeed_values(train, json, config.resources.workers)
+        check_sections(json, deepspeed_values(train, json, config.resources.workers))
     else:
         local_device(gpu=config.resources.gpu)
         if json:

@@ -84,7 +84,7 @@ def complete_json(
     _check_optimiser(given.get("optimizer", {}), optimiser)
     if given.get("scheduler", "auto") != "auto":
         raise ValueError("deepspeed.scheduler is not used: set train.schedule and remove it from the JSON")
-    values = _without_auto(values) | ours
+    values = without_auto(values) | ours
     # We hand over a torch.optim optimiser: DeepSpeed's own would need a compiler at start.
     values.setdefault("zero_allow_untested_optimizer", True)
     values.setdefault("steps_per_print", 2**31)
@@ -138,9 +138,10 @@ def _agree(name: str, given: Any, ours: Any) -> None:
     raise ValueError(f"{name} is {given} but the train section makes it {ours}: remove it or make them agree")
 
 
-def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
+def without_auto(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without those that are "auto", at any depth."""
     return {
-        key: _without_auto(value) if isinstance(value, dict) else value
+        key: without_auto(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if not (isinstance(value, str) and value == "auto")
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.learning.deepspeed_json import read_json, zero_stage
-from pipeline.learning.engine import EngineConfig, deepspeed_values
+from pipeline.learning.engine import EngineConfig, check_sections, deepspeed_values
 
 CONFIG = EngineConfig(global_batch_size=64, learning_rate=0.01, optimiser="adamw", clip=1.0)
 
@@ -68,6 +68,52 @@ def test_equal_settings_may_be_repeated() -> None:
 def test_a_contradiction_is_refused_by_name(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         deepspeed_values(CONFIG, given, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 2, "overlap_com": True}},
+            r"zero_optimization\.overlap_com: .* did you mean overlap_comm\?",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "large"}},
+            r"zero_optimization\.reduce_bucket_size: .*integer.*, got 'large'",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            r"zero_optimization\.offload_optimizer\.devise: .* did you mean device\?",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "disk"}}},
+            r"zero_optimization\.offload_optimizer\.device: .* got 'disk'",
+        ),
+        ({"bf16": {"enable": True}}, r"deepspeed\.bf16\.enable: .* did you mean enabled\?"),
+        ({"fp16": {"loss_scale": "big"}}, r"deepspeed\.fp16\.loss_scale: .* got 'big'"),
+        ({"optimizer": {"typ": "Adam"}}, r"deepspeed\.optimizer\.typ: .* did you mean type\?"),
+        ({"flops_profiler": {"profile_steps": 3}}, r"flops_profiler\.profile_steps: .* mean profile_step\?"),
+        ({"activation_checkpointing": {"whatever": 3}}, r"activation_checkpointing\.whatever: .* remove it"),
+        ({"comms_logger": True}, r"deepspeed\.comms_logger must be a mapping, got True"),
+        ({"nebula": {"enabled": True}}, "deepspeed: DeepSpeed does not take this JSON: Nebula"),
+        ({"checkpoint": {"tag_validation": "maybe"}}, "deepspeed: DeepSpeed does not take this JSON"),
+    ],
+)
+def test_a_slip_inside_a_section_is_told_by_its_dotted_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as told:
+        check_sections(given, deepspeed_values(CONFIG, given, 2))
+    assert "\n" not in str(told.value)
+
+
+def test_a_sound_json_passes_in_all_its_sections() -> None:
+    given = HUGGING_FACE | {
+        "fp16": {"enabled": "auto", "loss_scale_window": 100},
+        "flops_profiler": {"enabled": False, "profile_step": 2},
+        "comms_logger": {"enabled": False},
+        "checkpoint": {"tag_validation": "Ignore"},
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": "auto"}},
+    }
+    check_sections(given, deepspeed_values(CONFIG, given, 2))
 
 
 @pytest.mark.parametrize(("half", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])

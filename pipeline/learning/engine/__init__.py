@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from cmh_models.method import HashMethod
 from pipeline.learning.deepspeed_json import zero_stage
+from pipeline.learning.engine.checking import check_sections
 from pipeline.learning.engine.config import (
     STATE,
     Engine,
@@ -27,6 +28,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "LocalEngine",
+    "check_sections",
     "deepspeed_values",
     "engine_kind",
     "local_device",

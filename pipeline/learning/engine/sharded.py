@@ -33,7 +33,7 @@ class DeepSpeedEngine:
     ) -> None:
         self.device = torch.device(device)
         values = deepspeed_values(config, json)
-        deepspeed = _import_deepspeed(self.device)
+        deepspeed = import_deepspeed(self.device)
         self._engine, *_ = deepspeed.initialize(
             model=config.prepare(method, self.device),
             optimizer=config.make_optimiser(method),
@@ -91,7 +91,7 @@ class DeepSpeedEngine:
             raise OSError(f"DeepSpeed found no state to load in {folder / STATE}")
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, quietly and without a compiler where it lets us."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
