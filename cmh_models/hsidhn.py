@@ -150,7 +150,7 @@ class HSIDHN(HashMethod):
             chunk=self.config.chunk,
         )
         columns = torch.stack([everyone[side] for side in SIDES])
-        between, within = torch.zeros(()), torch.zeros(())
+        between = within = columns.new_zeros(())
         for number, side in enumerate(SIDES):
             codes = torch.cat([output[f"{side}_levels"].transpose(0, 1), output[side][None]])
             errors, counts = dual_losses(codes, columns, pairs)
