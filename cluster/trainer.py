@@ -12,6 +12,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+CHECKPOINTS = "checkpoint_"
+"""What the names of the folders begin with in which Ray Train keeps checkpoints, below the run's own."""
+
 
 @dataclass(frozen=True)
 class RankSettings:
@@ -28,10 +31,18 @@ class RankSettings:
     keep_checkpoints: int = 2
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    returned: Any  # by rank 0
+    kept: list[str]  # names of its checkpoints' folders, below its own
+
+
 def run_ranks(
     worker: Callable[[dict[str, Any]], Any], argument: dict[str, Any], settings: RankSettings
-) -> Any:
-    """Run a worker function on every rank and return what rank 0 returned.
+) -> Ended:
+    """Run a worker function on every rank.
 
     A rank that dies takes its group with it; the group starts again from the newest checkpoint.
 
@@ -58,7 +69,7 @@ def run_ranks(
         ),
     )
     try:
-        return trainer.fit().return_value
+        result = trainer.fit()
     except TrainingFailedError as error:
         words = _last_words(error)
         if "worker group startup timed out" in words:
@@ -68,6 +79,8 @@ def run_ranks(
                 "resources.workers, or wait longer (resources.worker_timeout)"
             )
         raise RuntimeError(words) from error
+    kept = [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []]
+    return Ended(result.return_value, kept)
 
 
 def _has_dashboard() -> bool:

@@ -30,7 +30,13 @@ from jobs.trackers import check_trackers
 from jobs.training_run import TrainingRun, keep_model, plan_run
 from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
-from pipeline.learning.checkpoint import START, check_facts, newest_checkpoint, whole_checkpoints
+from pipeline.learning.checkpoint import (
+    START,
+    check_facts,
+    drop_leftovers,
+    newest_checkpoint,
+    whole_checkpoints,
+)
 from pipeline.learning.gather import rank, world_size
 from pipeline.learning.monitor import describe_cost
 from pipeline.learning.resume import open_engine
@@ -73,7 +79,7 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
     """Run the worker below on the ranks of a cluster, started again when one of them dies."""
     from cluster.resources import Request, wait_for
     from cluster.runtime import connect, is_own, own_cpus
-    from cluster.trainer import RankSettings, run_ranks
+    from cluster.trainer import CHECKPOINTS, RankSettings, run_ranks
 
     asked, timeout = plan.config.resources, plan.config.resources.worker_timeout
     request = Request(asked.workers, asked.cpus_per_worker, asked.gpu)
@@ -92,7 +98,12 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
         max_failures=asked.max_restarts,
         start_attempts=max(1, timeout // 60),
     )
-    return dict(run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings))
+    ended = run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings)
+    try:
+        drop_leftovers(plan.storage, plan.config.run.name, ended.kept, prefix=CHECKPOINTS)
+    except OSError as error:
+        log.warning("what ranks left that died over a checkpoint could not be removed: %s", error)
+    return dict(ended.returned)
 
 
 def train_worker(argument: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ storage only, never from a stranger.
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,32 @@ def whole_checkpoints(storage: Storage, run: str) -> list[tuple[str, dict[str, A
         except OSError as error:  # one that is not, or that was removed meanwhile
             log.warning("%s; it is passed over", error)
     return sorted(found, key=lambda each: int(each[1]["step"]), reverse=True)
+
+
+def drop_leftovers(storage: Storage, run: str, kept: Collection[str], *, prefix: str) -> list[str]:
+    """Remove what ranks uploaded of checkpoints that nobody keeps, since they died over it; return the names.
+
+    For a run that has ended: none is being uploaded. What may still be gone on from is left alone: a
+    checkpoint of more steps than the newest whole one that is kept, and all where there is none.
+
+    Args:
+        kept: names of the folders, below the run's own, of those that are.
+        prefix: what all such names begin with.
+    """
+    whole = {path.rpartition("/")[2]: int(index["step"]) for path, index in whole_checkpoints(storage, run)}
+    newest = max((whole[name] for name in kept if name in whole), default=-1)
+    files: dict[str, list[str]] = {}
+    for path in storage.list(run):
+        name, _, inside = path.removeprefix(f"{run}/").partition("/")
+        if inside and name.startswith(prefix) and name not in kept and whole.get(name, 0) <= newest:
+            files.setdefault(name, []).append(path)
+    for name, paths in files.items():
+        paths.sort(key=lambda path: not path.endswith(f"/{INDEX}"))  # first what makes it whole
+        for path in paths:
+            storage.delete(path)
+        if (here := storage.local(f"{run}/{name}")) is not None:
+            shutil.rmtree(here, ignore_errors=True)  # its empty folders
+    return sorted(files)
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:

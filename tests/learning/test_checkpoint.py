@@ -11,6 +11,7 @@ from pipeline.learning.checkpoint import (
     CheckpointStore,
     Position,
     check_facts,
+    drop_leftovers,
     newest_checkpoint,
     read_index,
     save_checkpoint,
@@ -157,6 +158,43 @@ def test_the_store_keeps_the_last_two_and_passes_over_one_cut_short(
     with newest_checkpoint(storage, "run") as folder:
         assert folder is not None and read_index(folder)["step"] == 6
     assert "not a complete checkpoint" in caplog.text
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Storage:
+    """A run whose ranks uploaded checkpoints of 3, 6, 6 and 9 steps, and half of one."""
+    storage = Storage(tmp_path / "runs")
+    for name, step in (("3", 3), ("6", 6), ("6-again", 6), ("9", 9)):
+        share = tmp_path / name
+        share.mkdir()
+        save_checkpoint(engine(), share, Position(0, step), facts={}, metrics={})
+        storage.upload_folder(share, f"run/checkpoint_{name}")
+    storage.write("run/checkpoint_half/engine.pt", b"half")
+    storage.write("run/checkpoint_snapshot.json", b"{}")
+    storage.write("run/train/checkpoints/step-3/engine.pt", b"of one process")
+    return storage
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped"),
+    [
+        (("checkpoint_6-again", "checkpoint_9"), ["checkpoint_3", "checkpoint_6", "checkpoint_half"]),
+        (("checkpoint_6",), ["checkpoint_3", "checkpoint_6-again", "checkpoint_half"]),  # 9 is newer
+        (("checkpoint_half",), []),  # not whole: the others are what the run has
+        ((), []),
+    ],
+)
+def test_what_nobody_keeps_goes_unless_a_run_might_go_on_from_it(
+    kept: tuple[str, ...], dropped: list[str], uploads: Storage
+) -> None:
+    before = uploads.list("run")
+    with newest_checkpoint(uploads, "run") as chosen:
+        pass
+    assert drop_leftovers(uploads, "run", kept, prefix="checkpoint_") == dropped
+    gone = tuple(f"run/{name}/" for name in dropped)
+    assert uploads.list("run") == [path for path in before if not path.startswith(gone or "nothing")]
+    with newest_checkpoint(uploads, "run") as still:
+        assert still == chosen
 
 
 def test_what_differs_is_told_setting_by_setting() -> None:
