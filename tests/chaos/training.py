@@ -1,8 +1,9 @@
 """Kills while a run trains: `python -m tests.chaos.training [--kills 20] [--seed N]`.
 
 So many runs with a killed rank, a killed raylet and a killed driver each, at a moment drawn by seed. After
-each the run must end with the step count and the very weights of an undisturbed one: equal weights after
-equal steps are only had when every row counted once in the history that survived.
+each the run must go on from no older checkpoint than stood when the kill came, and end with the step count
+and the very weights of an undisturbed one: equal weights after equal steps are only had when every row
+counted once in the history that survived.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,16 +27,10 @@ from ray.cluster_utils import Cluster
 from pipeline.corpus.scenes import write_corpus
 from pipeline.learning.checkpoint import whole_checkpoints
 from pipeline.releases.storage import Storage
-from tests.jobs.training import raylets, start, train_workers
+from tests.jobs.training import TWO_RANKS, raylets, start, train_workers
 from tests.processes import wait_until
 
-SETTINGS = (
-    "resources.workers=2",
-    "resources.cpus_per_worker=1",
-    "deepspeed.zero_optimization.stage=1",
-    "train.epochs=8",
-    "train.checkpoint_every_steps=2",
-)
+SETTINGS = (*TWO_RANKS, "resources.cpus_per_worker=1", "train.checkpoint_every_steps=2")
 SECONDS = 300
 STEPS = 48  # of the undisturbed run: 8 epochs of 96 rows in batches of 16
 Kill = Callable[[Cluster, subprocess.Popen[str]], None]
@@ -77,11 +73,29 @@ class Moment:
         """Wait for it; return whether there still are ranks to kill."""
 
         def there() -> bool:
-            return kept(run) >= self.steps if self.steps else len(ranks(cluster)) > 1
+            return len(ranks(cluster)) > 1 and (not self.steps or kept(run) >= self.steps)
 
         wait_until(lambda: job.poll() is not None or there(), seconds=SECONDS)
         time.sleep(self.seconds)  # not to wait for anything: the moment itself
         return job.poll() is None and len(ranks(cluster)) > 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended that was killed."""
+
+    line: Mapping[str, Any]  # its result
+    kills: list[tuple[int, int]]  # steps kept when each came, and steps done where the run went on
+
+    def as_undisturbed(self, digest: str) -> bool:
+        """Return whether it ended with the undisturbed weights, and made no kept step again."""
+        return (
+            self.line.get("status") == "done"
+            and self.line["outputs"]["digest"] == digest
+            and self.line["counts"]["steps"] == STEPS
+            and self.line["counts"]["steps_now"] == STEPS - self.kills[-1][1]
+            and all(resumed >= kept for kept, resumed in self.kills)
+        )
 
 
 def ranks(cluster: Cluster) -> list[int]:
@@ -95,17 +109,32 @@ def kept(run: Path) -> int:
     return int(whole[0][1]["step"]) if whole else 0
 
 
-def trial(cluster: Cluster, folder: Path, name: str, kill: Kill, moment: Moment) -> dict[str, Any] | None:
-    """Train with one kill; return the result line of the run's end, or None where the kill came too late."""
-    job = run(cluster, folder, name)
-    if not moment.wait(cluster, job, folder / name):
-        job.communicate(timeout=SECONDS)
-        return None
-    kill(cluster, job)
-    if job.poll() == -signal.SIGKILL:
-        wait_until(lambda: not ranks(cluster))
-        job = run(cluster, folder, name)
-    return finished(job)
+def trial(cluster: Cluster, folder: Path, name: str, kills: Sequence[tuple[Kill, Moment]]) -> Ended | None:
+    """Train through kills, one after the other; None where one came too late.
+
+    The next one comes no sooner than a checkpoint was kept that the one before had not seen.
+    """
+    job, came = run(cluster, folder, name), list[tuple[int, int]]()
+    for kill, moment in kills:
+        after = came[-1][0] + 1 if came else 0
+        if not Moment(max(moment.steps, after), moment.seconds).wait(cluster, job, folder / name):
+            job.communicate(timeout=SECONDS)
+            return None
+        before, restarts = kept(folder / name), len(resumed(folder, name))
+        kill(cluster, job)
+        if job.poll() == -signal.SIGKILL:
+            wait_until(lambda: not ranks(cluster))
+            job = run(cluster, folder, name)
+        came.append((before, restarts))
+        wait_until(lambda: job.poll() is not None or not before or len(resumed(folder, name)) > restarts)  # noqa: B023
+    line, told = finished(job), resumed(folder, name)
+    return Ended(line, [(before, told[at] if at < len(told) else 0) for before, at in came])
+
+
+def resumed(folder: Path, name: str) -> list[int]:
+    """Return the steps that a run said it had done wherever it went on."""
+    told = (folder / f"{name}.log").read_text()
+    return [int(step) for step in re.findall(r"going on from epoch \d+, step (\d+)", told)]
 
 
 def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
@@ -122,6 +151,9 @@ def run(cluster: Cluster, folder: Path, name: str) -> subprocess.Popen[str]:
     here = dict(os.environ) | {
         "RAY_ADDRESS": cluster.address,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
+        # How often Ray Train looks at its ranks. A report waits for the look after the one before it: at two
+        # seconds, Ray's default, a run that keeps every second step would do little else than wait.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     log = folder / f"{name}.log"
     return start(folder / "corpus", folder, *SETTINGS, f"run.name={name}", environment=here, log=log)
@@ -146,28 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(args.kills):
             for what, kill in KILLS.items():
                 moment = Moment.drawn(draw)
-                found = trial(cluster, folder, f"{what}-{number}", kill, moment)
-                good = found is not None and as_undisturbed(found, calm, moment)
+                found = trial(cluster, folder, f"{what}-{number}", [(kill, moment)])
+                good = found is not None and found.as_undisturbed(calm["outputs"]["digest"])
                 wrong += not good
-                again = found["counts"]["steps_now"] if found and "counts" in found else None
                 told = "ok" if good else f"WRONG: {found or 'it ended before the kill'}"
-                print(
-                    f"{what} {number} at {moment}: {told}, {again} steps after it",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                went = found and "{} steps were kept, it went on from {}".format(*found.kills[0])
+                print(f"{what} {number} at {moment}: {told}; {went}", file=sys.stderr, flush=True)
     print(f"{3 * args.kills} kills, {wrong} wrong, seed {args.seed}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def as_undisturbed(found: Mapping[str, Any], calm: Mapping[str, Any], moment: Moment) -> bool:
-    """Return whether a run ended with the undisturbed weights, and made no kept step again."""
-    return (
-        found.get("status") == "done"
-        and found["outputs"]["digest"] == calm["outputs"]["digest"]
-        and found["counts"]["steps"] == STEPS
-        and found["counts"]["steps_now"] <= STEPS - moment.steps
-    )
 
 
 def _raylet(node: Any) -> int:

@@ -1,4 +1,4 @@
-"""Training on several raylets: over hosts with addresses of their own, and through the loss of a node."""
+"""Training on several raylets: through kills of all that can die, and over hosts with their own addresses."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from jobs.command import Result
-from tests.jobs.training import TWO_RANKS, committed, raylets, start, train_workers
+from tests.chaos.training import Moment, a_rank, a_raylet, the_driver, trial
+from tests.jobs.training import TWO_RANKS, raylets, start
 from tests.nodes import nodes, why_no_namespaces
-from tests.processes import wait_until
 
 APART = (*TWO_RANKS, "resources.cpus_per_worker=1")  # a rank on each node
 
@@ -35,49 +35,51 @@ def finish(job: subprocess.Popen[str], log: Path, seconds: float = 300) -> dict[
     return dict(json.loads(out.splitlines()[-1]))
 
 
-@pytest.fixture
-def three() -> Iterator[Cluster]:
-    """Three nodes of one CPU, one of them the head."""
-    with raylets(1, 2) as cluster:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that gives no CPU, and three nodes of one CPU each."""
+    with raylets(0, 3) as cluster:
         yield cluster
 
 
-def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_and_without_one_to_spare_the_run_ends(
-    undisturbed: Result, three: Cluster, scenes: Path, tmp_path: Path
+KILLED = (
+    (a_rank, Moment(4, 0.0)),
+    (a_raylet, Moment(10, 0.3)),
+    (the_driver, Moment(16, 0.1)),
+    (the_driver, Moment(22, 0.4)),
+    (a_raylet, Moment(28, 0.0)),
+    (a_rank, Moment(34, 0.2)),
+)
+
+
+def test_two_kills_each_of_rank_raylet_and_driver_cost_no_step_that_was_kept(
+    undisturbed: Result, cluster: Cluster, scenes: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "corpus").symlink_to(scenes)
+    found = trial(cluster, tmp_path, "killed", KILLED)
+    assert found is not None, "the run was over before its last kill"
+    assert len(found.kills) == 6
+    assert found.as_undisturbed(undisturbed.outputs["digest"]), found
+    assert (
+        len(list((tmp_path / "killed").glob("checkpoint_*/"))) == 2
+    )  # those that died uploading left nothing
+
+
+def test_without_a_node_to_spare_the_run_ends_in_one_line(
+    cluster: Cluster, scenes: Path, tmp_path: Path
+) -> None:
+    for node in list(cluster.worker_nodes)[1:]:
+        cluster.remove_node(node, allow_graceful=False)
     log = tmp_path / "log"
-    here = dict(os.environ) | {"RAY_ADDRESS": three.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25"}
-    workers = sorted(three.worker_nodes, key=lambda node: node.node_id)
-
-    def train(*others: str) -> subprocess.Popen[str]:
-        return start(scenes, tmp_path, *APART, *others, environment=here, log=log)
-
-    job = train("run.name=lost")
-    wait_until(lambda: job.poll() is not None or committed(tmp_path / "lost"))
-    assert job.poll() is None, log.read_text()[-3000:]
-    busy = [node for node in workers if train_workers_of(node)]
-    three.remove_node(busy[0], allow_graceful=False)
-    lost = finish(job, log)
-    assert lost["status"] == "done" and lost["counts"]["steps"] == undisturbed.counts["steps"]
-    assert lost["counts"]["steps_now"] < undisturbed.counts["steps_now"]
-    assert lost["outputs"]["digest"] == undisturbed.outputs["digest"]
-    if not os.environ.get("TEST_LONG"):
-        return
-    left = [node for node in workers if node is not busy[0]]
-    three.remove_node(left[0], allow_graceful=False)  # one node is left for two ranks
-    last = finish(train("train.epochs=9", "run.name=lost", "resources.worker_timeout=5"), log)
+    here = dict(os.environ) | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25"}
+    job = start(scenes, tmp_path, *APART, "resources.worker_timeout=5", environment=here, log=log)
+    last = finish(job, log)
     assert last["status"] == "failed"
     told = (
         "the run asks for 2 CPUs and the cluster has 1",
         "the cluster did not give 2 ranks of 1 CPUs each",
     )
     assert any(words in last["error"] for words in told)
-
-
-def train_workers_of(node: Any) -> list[int]:
-    """Return the training ranks that a raylet started."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    return train_workers(raylet)
 
 
 @pytest.mark.skipif(bool(why_no_namespaces()), reason=f"no network namespaces: {why_no_namespaces()}")

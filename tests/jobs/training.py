@@ -70,11 +70,11 @@ def start(
     """Start the train job as a process of its own, on the cluster that the environment names.
 
     Args:
-        log: takes what it says; its result line goes to `stdout`.
+        log: takes what it says, after what others have said there; its result line goes to `stdout`.
         inside: words before the command's own: where it is to run.
     """
     settings = [word for value in overrides(source, runs, *others) for word in ("--set", value)]
-    with log.open("w") as told:
+    with log.open("a") as told:
         return subprocess.Popen(
             [*inside, sys.executable, "jobs/train.py", *settings],
             cwd=ROOT,
