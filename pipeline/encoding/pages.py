@@ -19,6 +19,7 @@ _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "ZSTD": 6}
 _BYTE_ARRAY = 6
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _PLAIN = 0
+_MAGIC = b"PAR1"
 _HEADER = 512
 _LONGEST_HEADER = 1 << 16
 _WORTH_IT = 0.5
@@ -158,9 +159,9 @@ def _read_header(raw: pa.NativeFile, start: int) -> tuple[dict[int, Any], int]:
             size = _LONGEST_HEADER
 
 
-def _small_file(raw: pa.NativeFile, leaf: _Leaf, groups: Sequence[Sequence[_Page]]) -> bytes:
+def _small_file(raw: pa.NativeFile, leaf: _Leaf, groups: Sequence[Sequence[_Page]]) -> bytearray:
     """Return a Parquet file of one column that holds these pages, row group by row group."""
-    parts, described, written = [b"PAR1"], [], 4
+    described, written = [], len(_MAGIC)
     for pages in groups:
         begin, dictionary, data = written, None, None
         for page in pages:
@@ -168,7 +169,6 @@ def _small_file(raw: pa.NativeFile, leaf: _Leaf, groups: Sequence[Sequence[_Page
                 data = written
             elif not page.rows:
                 dictionary = written
-            parts.append(raw.read_at(page.stop - page.start, page.start))
             written += page.stop - page.start
         rows, size = sum(page.rows for page in pages), sum(page.size for page in pages)
         path = _list(8, [_binary(step) for step in leaf.path])
@@ -182,7 +182,21 @@ def _small_file(raw: pa.NativeFile, leaf: _Leaf, groups: Sequence[Sequence[_Page
         )
     fields = [(1, 5, _int(2)), (2, 9, _schema(leaf)), (3, 6, _int(sum(rows for rows, _ in described)))]
     footer = _struct([*fields, (4, 9, _list(12, [group for _, group in described]))])
-    return b"".join([*parts, footer, len(footer).to_bytes(4, "little"), b"PAR1"])
+    end = footer + len(footer).to_bytes(4, "little") + _MAGIC
+    file = bytearray(written + len(end))
+    file[: len(_MAGIC)], file[written:] = _MAGIC, end
+    _read_into(memoryview(file)[len(_MAGIC) : written], raw, [page for pages in groups for page in pages])
+    return file
+
+
+def _read_into(place: memoryview, raw: pa.NativeFile, pages: Sequence[_Page]) -> None:
+    """Read pages one behind the other into their place: copies would cost more than the reading."""
+    at = 0
+    for page in pages:
+        raw.seek(page.start)
+        at += raw.readinto(place[at : at + page.stop - page.start])
+    if at != len(place):
+        raise ValueError("the file ends inside a page")
 
 
 def _schema(leaf: _Leaf) -> bytes:
