@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.releases import manifest
 from pipeline.releases.addresses import digest_json, release_path, sha256, table_path
 from pipeline.releases.manifest import (
     PARTS,
@@ -18,6 +20,7 @@ from pipeline.releases.manifest import (
     create_store,
     read_release,
     read_table,
+    to_parquet,
     write_release,
 )
 from pipeline.releases.storage import Storage
@@ -109,6 +112,18 @@ def test_the_digest_depends_on_content_alone(tmp_path: Path) -> None:
     assert write_release(first, RECIPE, tables=tables(units=stale)) != digest
     other = RECIPE.model_copy(update={"input_recipe": "4" * 32})
     assert write_release(first, other, tables=tables()) != digest
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 8, 10])
+def test_a_table_written_group_by_group_has_the_bytes_of_one_that_is_written_at_once(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_ROW_GROUP", 4)
+    table = pa.Table.from_pylist([unit_row(f"{n}.parquet", "text") for n in range(rows)], schema=UNITS)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=4)
+    assert to_parquet(table) == sink.getvalue().to_pybytes()
+    assert to_parquet(pa.concat_tables([table[:3], table[3:]])) == to_parquet(table)
 
 
 def test_writing_a_release_again_keeps_the_first(storage: Storage) -> None:
