@@ -51,13 +51,15 @@ class Outcome:
     left: pa.Table = field(default_factory=PLACES.empty_table)
 
     def made_of(self, plan: Plan) -> pa.Table:
-        """Return the rows of a plan whose code files were made in this run."""
+        """Return place and size of the code files of a plan that were made in this run."""
         made = self.standing["code"].filter(self.standing["made"])
-        return plan.encode.filter(_is_in(plan.encode["code"], made))
+        places = plan.encode.select([*PLACES.names, "size"])  # of what else there is nobody needs a copy
+        return places.filter(pc.is_in(plan.encode["code"], value_set=made))
 
     def lacking_of(self, plan: Plan) -> pa.Table:
         """Return the rows of a plan whose code files do not stand."""
-        return plan.encode.filter(pc.invert(_is_in(plan.encode["code"], self.standing["code"])))
+        stands = pc.is_in(plan.encode["code"], value_set=self.standing["code"])
+        return plan.encode.filter(pc.invert(stands))
 
 
 class Standing:
@@ -110,7 +112,7 @@ def count_rows(outcome: Outcome, plan: Plan) -> dict[str, int]:
 
     Rows are counted once per side that was read, so that read = encoded + reused + rejected + absent.
     """
-    made = outcome.standing.filter(outcome.standing["made"])
+    made = outcome.standing.select(["code", *_LEDGER, "reused"]).filter(outcome.standing["made"])
     sides = plan.encode["side"].take(pc.index_in(made["code"], value_set=plan.encode["code"]))
     fresh = pc.subtract(made["encoded"], made["reused"])
     encoded = {side: _sum(fresh.filter(pc.equal(sides, side))) for side in ("image", "text")}
@@ -140,7 +142,7 @@ def next_units(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table
     found = pc.index_in(plan.encode["code"], value_set=outcome.standing["code"])
     fresh = pc.is_valid(found)
     if len(kept):
-        in_part = _is_in(joined(plan.encode, "path", "side"), joined(kept, "path", "side"))
+        in_part = pc.is_in(joined(plan.encode, "path", "side"), value_set=joined(kept, "path", "side"))
         fresh = pc.and_(fresh, pc.invert(in_part))
     wanted = plan.encode
     if not pc.all(fresh, min_count=0).as_py():  # else this would be a copy of millions of rows
@@ -152,9 +154,10 @@ def next_units(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table
 def _kept_rows(plan: Plan, outcome: Outcome, parent_units: pa.Table) -> pa.Table:
     """Return the rows of refused files as the parent has them: the ranges of a file are of one version."""
     without = pa.chunked_array([pa.array(list(outcome.refused), pa.string()), *outcome.left["path"].chunks])
-    mine = parent_units.filter(_is_in(parent_units["path"], without))
-    lacking = _is_in(joined(mine, "path", "side"), joined(outcome.lacking_of(plan), "path", "side"))
-    return mine.filter(pc.and_not(lacking, _is_in(mine["code"], plan.reuse["code"])))
+    mine = parent_units.filter(pc.is_in(parent_units["path"], value_set=without))
+    lacking = joined(outcome.lacking_of(plan), "path", "side")
+    is_lacking = pc.is_in(joined(mine, "path", "side"), value_set=lacking)
+    return mine.filter(pc.and_not(is_lacking, pc.is_in(mine["code"], value_set=plan.reuse["code"])))
 
 
 def _unit_rows(wanted: pa.Table, standing: pa.Table) -> pa.Table:
@@ -204,9 +207,10 @@ def without_codes(plan: Plan, outcome: Outcome, units: pa.Table) -> int:
         units: table `units` of that release.
     """
     lacking, stale = outcome.lacking_of(plan), units.filter(units["stale"])
-    kept = _is_in(joined(lacking, "path", "side"), joined(stale, "path", "side"))
+    kept = pc.is_in(joined(lacking, "path", "side"), value_set=joined(stale, "path", "side"))
     names = joined(lacking.filter(pc.invert(kept)), *PLACES.names)
-    return len(pc.unique(names.filter(_is_in(names, joined(outcome.left, *PLACES.names)))))
+    left = joined(outcome.left, *PLACES.names)
+    return len(pc.unique(names.filter(pc.is_in(names, value_set=left))))
 
 
 def check_limits(
@@ -234,10 +238,6 @@ def check_limits(
                 f"{max_reject_fraction:g}; {most['rejected']} of them are in {most['path']}: see "
                 f"{rejects_path(code_file(most))} of the store; mend them or raise the limit"
             )
-
-
-def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.is_in(values, value_set=others)
 
 
 def _sum(column: pa.ChunkedArray) -> int:
