@@ -9,8 +9,8 @@ buffer; the first epoch, which decodes, is left out. Two runs between them tell 
 the plain loop with DeepSpeed's engine (`engine_vs_bare`), and our loop with it (`loop_vs_bare`), both without
 Ray. `data`: the share of the time that a rank waits for rows,
 decoded live and from memory. `start`: seconds from the command to the first step, and what they went into.
-`--model`: the factors of benchmarks/train_model.py, measured here, and its prediction beside the bare loop's
-steps.
+`--model`: the factors of benchmarks/train_model.py, measured here in as many processes side by side as the
+step has ranks, and its prediction beside the bare loop's steps.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +54,6 @@ from pipeline.learning.training import (
 
 ROWS, BATCH = 1024, 128
 STEPS_PER_EPOCH = ROWS // BATCH
-WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
-"""Ray's own: plain processes take it too, so that all else on the machine weighs alike on both."""
 KINDS = ("bare", "engine", "loop")
 """Of processes without Ray: plain torch; its loop with DeepSpeed's engine; our loop with that engine."""
 SETTINGS = (
@@ -90,9 +89,8 @@ def main() -> None:
         folder = Path(scratch)
         write_corpus(folder / "source", ROWS, ROWS // 4, 1, split="train")
         if arguments.model:
-            run = plan(folder, "model", epochs=4)
-            measured = {ranks: time_bare(run, ranks=ranks).wall for ranks in arguments.ranks}
-            figures |= train_factors.check(run, measured)
+            run = plan(folder, "model", epochs=arguments.epochs)
+            figures |= train_factors.check(run, arguments.ranks, partial(bare_seconds, run))
         else:
             measures = {"start": measure_start, "step": measure_step, "data": measure_data}
             for name in arguments.only:
@@ -219,6 +217,8 @@ class Clock:
         self._before: int | None = -1
 
     def __call__(self, step: int | None) -> None:
+        if step is not None and step < 0:  # a batch shown before the first step
+            return
         if step is not None or self._before is not None:
             Clock.wall.append(time.time())
             Clock.cpu.append(time.process_time())
@@ -264,16 +264,17 @@ def time_bare(run: TrainingRun, *, ranks: int, kind: str = "bare") -> StepTime:
         return median_step(json.loads(file.read_text()))
 
 
+def bare_seconds(run: TrainingRun, ranks: int) -> float:
+    """Return the median seconds of a step of so many plain processes."""
+    return time_bare(run, ranks=ranks).wall
+
+
 def bare_rank(number: int, ranks: int, run: TrainingRun, kind: str, file: str) -> None:
     """Train one of so many processes that Ray knows nothing of."""
-    torch.set_num_threads(1)
-    os.nice(WORKER_NICENESS - os.nice(0))
-    os.environ |= {"LOCAL_RANK": str(number), "RANK": str(number), "WORLD_SIZE": str(ranks)}
-    dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=ranks)
-    our_loop(run) if kind == "loop" else bare_loop(run, sharded=kind == "engine")
-    if number == 0:
-        Path(file).write_text(json.dumps({"wall": Clock.wall, "cpu": Clock.cpu}))
-    dist.destroy_process_group()
+    with train_factors.joined(number, ranks, file):
+        our_loop(run) if kind == "loop" else bare_loop(run, sharded=kind == "engine")
+        if number == 0:
+            Path(file).write_text(json.dumps({"wall": Clock.wall, "cpu": Clock.cpu}))
 
 
 def our_loop(run: TrainingRun) -> None:

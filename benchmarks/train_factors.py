@@ -1,11 +1,18 @@
-"""The factors of benchmarks/train_model.py, measured here and over gloo; part of benchmarks/train.py."""
+"""The factors of benchmarks/train_model.py, measured here and over gloo; part of benchmarks/train.py.
 
+In as many processes side by side as the step has ranks, all at the same work at the same time: ranks of one
+machine share its memory, its caches and, beyond its cores, the cores.
+"""
+
+import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,54 +25,84 @@ from benchmarks.train_model import Factors, gpu_factors, largest, seconds, step,
 from cmh_models.method import HashOutput, Progress
 from jobs.training_run import TrainingRun
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
-from pipeline.learning.training import collect_statistics, gather_outputs, over_ranks, to_batch
+from pipeline.learning.gather import rank, world_size
+from pipeline.learning.training import collect_statistics, gather_outputs, to_batch
 
 ROUNDS = 15
 SIZES = (1 << 12, 1 << 20)  # floats of a timed collective
+WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
+"""Ray's own: plain processes take it too, so that all else on the machine weighs alike on both."""
 
 
-def check(run: TrainingRun, measured: dict[int, float]) -> dict[str, Any]:
-    """Return the factors, and the predicted beside the measured step at each number of ranks."""
-    factors = measure(run)
-    cores, batch = len(os.sched_getaffinity(0)), run.train.global_batch_size
-    lines = []
-    for ranks, found in measured.items():
-        here = factors.on(cores / ranks)
-        predicted = seconds(here, ranks, batch / ranks)
-        parts = {name: round(1e3 * value, 2) for name, value in step(here, ranks, batch / ranks).items()}
-        lines.append(
-            {"ranks": ranks, "predicted_ms": round(1e3 * predicted, 2), "measured_ms": round(1e3 * found, 2)}
-        )
-        say(f"{ranks} ranks: {1e3 * predicted:.1f} ms predicted, {1e3 * found:.1f} measured; {parts}")
+def check(run: TrainingRun, ranks: Sequence[int], time_step: Callable[[int], float]) -> dict[str, Any]:
+    """Return the factors, and the predicted beside the measured step at each number of ranks.
+
+    Args:
+        time_step: measures the seconds of a step of so many ranks.
+    """
+    batch, lines, ratios = run.train.global_batch_size, [], {}
+    for count in ranks:
+        factors, found = measure(run, count), time_step(count)
+        predicted = seconds(factors, count, batch / count)
+        parts = {name: round(1e3 * value, 2) for name, value in step(factors, count, batch / count).items()}
+        told = {"predicted_ms": round(1e3 * predicted, 2), "measured_ms": round(1e3 * found, 2)}
+        lines.append({"ranks": count, **told, "parts_ms": parts, "factors": vars(factors)})
+        ratios[f"predicted_vs_measured_{count}"] = round(predicted / found, 3)
+        say(f"{count} ranks: {1e3 * predicted:.1f} ms predicted, {1e3 * found:.1f} measured; {parts}")
     gpus = gpu_factors()
     for line in table(gpus, 256):
         say("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
     sizes = {part: largest(gpus, 256, part) for part in ("loss", "gather", "gradients")}
     say(f"longer than the networks from so many GPUs on (arithmetic): {sizes}")
-    return {"factors": vars(factors), "steps": lines, "gpus_on_paper": table(gpus, 256), "overtakes": sizes}
+    return {"ratios": ratios, "steps": lines, "gpus_on_paper": table(gpus, 256), "overtakes": sizes}
 
 
-def measure(run: TrainingRun) -> Factors:
-    """Measure what this machine and this method take."""
+def measure(run: TrainingRun, ranks: int) -> Factors:
+    """Measure what this machine and this method take where so many ranks work side by side."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "factors.json"
+        torch.multiprocessing.spawn(_measure_rank, (ranks, run, str(file)), nprocs=ranks)
+        return Factors(**json.loads(file.read_text()))
+
+
+@contextmanager
+def joined(number: int, ranks: int, file: str) -> Iterator[None]:
+    """Be one of so many processes that Ray knows nothing of, as nice as its workers, on one thread."""
+    torch.set_num_threads(1)
+    os.nice(WORKER_NICENESS - os.nice(0))
+    os.environ |= {"LOCAL_RANK": str(number), "RANK": str(number), "WORLD_SIZE": str(ranks)}
+    dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=ranks)
+    yield
+    dist.destroy_process_group()
+
+
+def _measure_rank(number: int, ranks: int, run: TrainingRun, file: str) -> None:
+    with joined(number, ranks, file):
+        found = factors(run)
+        if number == 0:
+            Path(file).write_text(json.dumps(vars(found)))
+
+
+def factors(run: TrainingRun) -> Factors:
+    """Measure the factors, on all ranks of this process group at once."""
     method, config = run.build().train(), run.train
     batch = method.global_rows = config.global_batch_size
     reader = PieceReader(run.filesystem, run.recipe, run.listing.classes)
-    feed = Feed(run.listing, reader, FeedConfig(0, batch))
+    feed = Feed(run.listing, reader, FeedConfig(0, batch), rank=rank(), ranks=world_size())
     engine: Any = _Plain(method)
     collect_statistics(engine, feed, config.statistics_steps, 1)
-    rows = next(iter(feed.epoch(0)))
-    whole = to_batch(method, rows, torch.device("cpu"))
-    half = {name: value[: batch // 2] for name, value in whole.items()}
-    progress = Progress(0, 0, 1)
-    at_whole = timed(lambda: networks(method, whole, progress))
-    at_half = timed(lambda: networks(method, half, progress))
-    row = (at_whole - at_half) / (batch / 2)
+    whole = next(iter(feed.epoch(0)))
+    mine = batch // world_size()
+    half = {name: value[: mine // 2] for name, value in whole.items()}
+    at_whole = timed(lambda: networks(method, whole))
+    at_half = timed(lambda: networks(method, half))
+    row = (at_whole - at_half) / (mine - mine // 2)
     optimiser = config.make_optimiser(method)
-    networks(method, whole, progress)
-    fixed = max(0.0, at_whole - batch * row) + timed(optimiser.step)
-    pair = timed(lambda: losses(method, whole, progress)) / batch**2
+    networks(method, whole)
+    fixed = max(0.0, at_whole - mine * row) + timed(optimiser.step)
+    pair = timed_loss(method, whole) / (mine * batch)
     with torch.no_grad():
-        output = method(whole, progress)
+        output = method(to_batch(method, whole, torch.device("cpu")), Progress(0, 0, 1))
     gathered = sum(output[name][0].numel() * output[name].element_size() for name in method.gathers)
     hop, link = collectives()
     parameters = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
@@ -83,60 +120,53 @@ class _Plain:
         return output
 
 
-def networks(method: Any, batch: Any, progress: Progress) -> None:
-    """Go forward and back through the networks alone."""
+def networks(method: Any, rows: Any) -> None:
+    """Go forward and back through the networks alone, from decoded rows."""
     method.zero_grad()
-    output = method(batch, progress)
+    output = method(to_batch(method, rows, torch.device("cpu")), Progress(0, 0, 1))
     torch.stack([output[side].square().sum() for side in ("image", "text")]).sum().backward()
 
 
-def losses(method: Any, batch: Any, progress: Progress) -> None:
-    """Take the loss of codes that lead nowhere, and go back to them."""
+def timed_loss(method: Any, rows: Any) -> float:
+    """Return the seconds of the loss of the local rows, back to their codes; what it gathers is there."""
+    progress = Progress(0, 0, 1)
     with torch.no_grad():
-        output = {name: value.detach() for name, value in method(batch, progress).items()}
+        output = method(to_batch(method, rows, torch.device("cpu")), progress)
+        everyone, sums = gather_outputs(method, output), method.sums(output)
+    local = {name: value.detach() for name, value in output.items()}
     for name in ("image", "text", "units"):
-        if name in output:
-            output[name].requires_grad_()
-    began = time.perf_counter()
-    sums = method.sums(output)
-    terms = over_ranks(method.loss(output, gather_outputs(method, output), sums, progress))
-    torch.stack(list(terms.values())).sum().backward()
-    losses.seconds = time.perf_counter() - began  # type: ignore[attr-defined]
+        if name in local:
+            local[name].requires_grad_()
+
+    def work() -> None:
+        terms = method.loss(local, everyone, sums, progress)
+        torch.stack([term.numerator for term in terms.values()]).sum().backward()
+
+    return timed(work)
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Return the median seconds of a call; of the timed part, where the work times one itself."""
+    """Return the median seconds of a call that all ranks begin together; the slowest of them counts."""
     found = []
     for _ in range(ROUNDS):
+        dist.barrier()
         began = time.perf_counter()
-        losses.seconds = None  # type: ignore[attr-defined]
         work()
-        inside = losses.seconds  # type: ignore[attr-defined]
-        found.append(time.perf_counter() - began if inside is None else inside)
+        took = torch.tensor(time.perf_counter() - began)
+        dist.all_reduce(took, dist.ReduceOp.MAX)
+        found.append(took.item())
     return statistics.median(found[2:])
 
 
 def collectives() -> tuple[float, float]:
-    """Return the seconds until the first byte and the bytes a second of two processes over gloo."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "found"
-        torch.multiprocessing.spawn(_exchange, (str(file),), nprocs=2)
-        small, large = map(float, file.read_text().split())
-    # At two ranks an all-reduce takes two hops and moves its array once.
-    link = 4 * (SIZES[1] - SIZES[0]) / max(1e-9, large - small)
-    return max(0.0, small - 4 * SIZES[0] / link) / 2, link
-
-
-def _exchange(number: int, file: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=2)
-    found = []
-    for size in SIZES:
-        values = torch.zeros(size)
-        found.append(timed(partial(dist.all_reduce, values)))
-    if number == 0:
-        Path(file).write_text(" ".join(map(str, found)))
-    dist.destroy_process_group()
+    """Return the seconds until the first byte, a doubling of ranks, and the bytes a second of one rank."""
+    ranks = world_size()
+    if ranks == 1:
+        return 0.0, 1.0  # nobody to talk to
+    small, large = (timed(partial(dist.all_reduce, torch.zeros(size))) for size in SIZES)
+    moved = [2 * (ranks - 1) / ranks * 4 * size for size in SIZES]
+    link = (moved[1] - moved[0]) / max(1e-9, large - small)
+    return max(0.0, small - moved[0] / link) / (2 * math.log2(ranks)), link
 
 
 def say(line: str) -> None:

@@ -8,10 +8,12 @@ At N ranks of b rows, global batch B = N b:
     gradients  2 log2(N) * hop + 2 (N - 1) / N * 4 P / link
 
 Nothing overlaps: an upper bound where an engine hides the average of gradients behind the backward pass.
+Ranks that share a machine's memory or cores slow each other down: their factors are those of as many
+processes side by side.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -28,12 +30,6 @@ class Factors:
     link: float  # bytes a second of one rank
     parameters: float
     calls: int = 2  # collectives of a step besides that of gradients
-
-    def on(self, cores_each: float) -> "Factors":
-        """Return the factors of ranks that have that share of a core each; more than one helps nothing."""
-        slower = 1 / min(1.0, cores_each)
-        changed = {name: getattr(self, name) * slower for name in ("row", "fixed", "pair", "hop")}
-        return replace(self, **changed, link=self.link / slower)
 
 
 def step(factors: Factors, ranks: int, rows: float) -> dict[str, float]:

@@ -18,11 +18,6 @@ def test_four_ranks_cost_what_the_formulas_say() -> None:
     assert seconds(FACTORS, 4, 2) == pytest.approx(sum(expected.values()))
 
 
-def test_ranks_that_share_a_core_take_turns() -> None:
-    assert seconds(FACTORS.on(0.5), 4, 2) == pytest.approx(2 * seconds(FACTORS, 4, 2))
-    assert FACTORS.on(2.0) == FACTORS.on(1.0) == FACTORS
-
-
 def test_a_part_overtakes_the_networks_at_the_size_that_is_named() -> None:
     ranks = largest(FACTORS, 4, "loss")
     assert step(FACTORS, ranks, 4)["loss"] > 14 >= step(FACTORS, ranks // 2, 4)["loss"]
