@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # build of the same version. It is used where there is no NVIDIA driver and the index can be reached.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-ceph chaos chaos-train check lint clean
+.PHONY: help setup demo test test-ceph chaos chaos-train test-long check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ chaos: setup  ## kill and disturb the night at every step it takes: SEED=N, ONLY
 
 chaos-train: setup  ## kill ranks, raylets and drivers of a run that trains: KILLS=N of each, SEED=N
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.training $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS))
+
+test-long: setup  ## the long forms of tests: a store away for a minute and for good, loss curves on every stage and world size
+	TEST_LONG=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/jobs/test_train_ray.py tests/learning/test_curves.py -k "storage or curve"
 
 lint: setup
 	$(BIN)/ruff check .

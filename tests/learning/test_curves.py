@@ -1,7 +1,8 @@
 """Fifty steps of one global batch run alike on 1, 2 and 4 ranks and with ZeRO 0 to 3.
 
 Tolerance: every loss within 1e-4 of the one-rank run's, relative; fp32 sums in another order are what is
-left, and fifty steps of Adam let them grow. TEST_LONG=1 runs every stage on every world size.
+left, and fifty steps of Adam let them grow. TEST_LONG=1 (`make test-long`) runs every stage on every world
+size.
 """
 
 import os
