@@ -11,7 +11,7 @@ there is work for a cluster.
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -58,7 +58,7 @@ def gauges(run: str) -> Callable[[Mapping[str, float]], None]:
 
 
 def map_tasks(
-    function: Callable[..., Any], items: Sequence[Any], *, at_once: int = 64, **inputs: Any
+    function: Callable[..., Any], items: Iterable[Any], *, at_once: int = 64, **inputs: Any
 ) -> Iterator[Any]:
     """Run a function on every item in tasks of the cluster; yield results in the order of the items.
 

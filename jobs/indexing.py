@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from jobs.night import Night, Parent
 from pipeline.codes import code_size
-from pipeline.search.building import PartPlan, share_memory
 from pipeline.search.families import parse_recipe
 from pipeline.search.indexing import AUTO, SETTINGS, IndexConfig
+from pipeline.search.part_plans import PartsPlan, share_memory
 from pipeline.search.quantisers import MOST_TRAINING_CODES, TRAINING_BYTES, keep_quantiser, train_quantiser
 from pipeline.search.sampling import sample_codes
 
@@ -73,32 +73,28 @@ def prepare_index(night: Night, units: pa.Table, parent: Parent) -> tuple[Night,
     return replace(night, quantisers=quantisers), notes
 
 
-def plan_builds(night: Night, plans: list[PartPlan], *, at_once: int = 1) -> tuple[list[PartPlan], int]:
+def plan_builds(night: Night, plan: PartsPlan, *, at_once: int = 1) -> tuple[PartsPlan, int]:
     """Share the memory out among the builds of parts, and say what is built, before it is.
 
     Returns:
-        the plans with the memory of each, and how many may be built at once, `at_once` at most.
+        the plan with the memory of each build, and how many may run at once, `at_once` at most.
     Raises:
         ValueError: the memory is too small for one of them.
     """
     if night.index.recipe != AUTO:
         memory, size = night.index.max_memory, code_size(night.facts.code_length)
-        plans, at_once = share_memory(plans, max_memory=memory, code_size=size, at_once=at_once)
-    for plan in plans[:LINES]:
+        plan, at_once = share_memory(plan, max_memory=memory, code_size=size, at_once=at_once)
+    for part in plan.parts.slice(0, LINES).to_pylist():
         log.info(
             "build %-5s part %d: %d rows of %d units, %d bytes of code files, %d bytes of memory",
-            plan.side,
-            plan.ordinal,
-            plan.rows,
-            len(plan.members),
-            plan.code_bytes,
+            *(part[name] for name in ("side", "ordinal", "rows", "units", "code_bytes")),
             plan.memory,
         )
-    if len(plans) > LINES:
-        log.info("... and %d more", len(plans) - LINES)
-    if plans:
-        log.info("%d parts to build, %d rows, %d at once", len(plans), sum(p.rows for p in plans), at_once)
-    return plans, at_once
+    if len(plan) > LINES:
+        log.info("... and %d more", len(plan) - LINES)
+    if len(plan):
+        log.info("%d parts to build, %d rows, %d at once", len(plan), plan.rows, at_once)
+    return plan, at_once
 
 
 def _targets(index: IndexConfig) -> dict[str, Any]:

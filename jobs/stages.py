@@ -31,7 +31,8 @@ from pipeline.releases.forgetting import NOTHING_FORGOTTEN, forgotten_keys
 from pipeline.releases.heads import Log
 from pipeline.releases.planning import Plan
 from pipeline.releases.storage import SourceFile, Storage
-from pipeline.search.building import make_part, parts_table, plan_release_parts, reuse_parts
+from pipeline.search.building import make_part, parts_table
+from pipeline.search.part_plans import PartsPlan, plan_release_parts, reuse_parts
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,9 @@ def find_code_files(night: Night, plan: Plan) -> pa.Table:
 
 def count_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> dict[str, int]:
     """Count the parts that the next release shares with the one before it, and the others."""
-    rows, missing = reuse_parts(plan_release_parts(units, night.index, night.quantisers), parent_parts)
+    reused, missing = _plan_parts(night, units, parent_parts)
     plan_builds(night, missing)
-    return {"parts_built": len(missing), "parts_reused": len(rows)}
+    return {"parts_built": len(missing), "parts_reused": len(reused)}
 
 
 def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[pa.Table, dict[str, int]]:
@@ -141,23 +142,21 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
         units: table `units` of the release.
         parent_parts: table `parts` of the release before it.
     """
-    rows, missing = reuse_parts(plan_release_parts(units, night.index, night.quantisers), parent_parts)
-    many = len(missing) > 1 and sum(plan.rows for plan in missing) >= MANY_ROWS
+    reused, missing = _plan_parts(night, units, parent_parts)
+    many = len(missing) > 1 and missing.rows >= MANY_ROWS
     missing, at_once = plan_builds(night, missing, at_once=64 if many else 1)
     if many:
         from jobs.actors import join_cluster, map_tasks
 
         join_cluster(night)
-        made = list(map_tasks(make_part, missing, at_once=at_once, storage=night.store))
+        made = map_tasks(make_part, missing, at_once=at_once, storage=night.store)
     else:
-        made = [make_part(plan, night.store) for plan in missing]
-    return parts_table(rows + made), {"parts_built": len(made), "parts_reused": len(rows)}
+        made = (make_part(part, night.store) for part in missing)
+    return parts_table(reused, made), {"parts_built": len(missing), "parts_reused": len(reused)}
 
 
-def units_to_encode(night: Night, plan: Plan) -> list[UnitWork]:
-    """Return the units that a plan wants, as if nothing of them stood in the store."""
-    nothing = pa.chunked_array([pa.array([False] * len(plan.encode), pa.bool_())])
-    return [_work(night, rows) for rows in _units(plan.encode, nothing)]
+def _plan_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[pa.Table, PartsPlan]:
+    return reuse_parts(plan_release_parts(units, night.index, night.quantisers), parent_parts)
 
 
 def _may_stand(store: Storage, addresses: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -60,8 +60,9 @@ class Purge:
 
         It is written, not published.
         """
-        from pipeline.search.building import make_part, parts_table, plan_release_parts, reuse_parts
+        from pipeline.search.building import make_part, parts_table
         from pipeline.search.indexing import IndexConfig
+        from pipeline.search.part_plans import plan_release_parts, reuse_parts
 
         manifest, tables = read_release(self.storage, digest), self._tables(digest)
         wanted = self.units(tables)
@@ -69,9 +70,9 @@ class Purge:
             return digest
         units, rejects = self._rewritten(tables, wanted)
         config = IndexConfig.from_release(manifest.recipe.index)
-        plans = plan_release_parts(units, config, manifest.recipe.quantisers)
-        known, missing = reuse_parts(plans, tables["parts"])
-        parts = parts_table(known + [make_part(plan, self.storage) for plan in missing])
+        plan = plan_release_parts(units, config, manifest.recipe.quantisers)
+        reused, missing = reuse_parts(plan, tables["parts"])
+        parts = parts_table(reused, (make_part(part, self.storage) for part in missing))
         left = {"units": units, "parts": parts, "rejects": rejects}
         notes = manifest.notes | {"purged_from": digest}
         return write_release(self.storage, manifest.recipe, tables=left, notes=notes)

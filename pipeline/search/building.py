@@ -1,4 +1,4 @@
-"""The parts of a release: which it needs, and how each is made from the code files of a store.
+"""How the parts of a release are made from the code files of a store.
 
 A part's address covers its members and its quantiser, so what an earlier release or an ended run left is
 taken as it is. keys.arrow is written first, the FAISS file last: where it stands, the part is whole.
@@ -6,130 +6,27 @@ taken as it is. keys.arrow is written first, the FAISS file last: where it stand
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.releases.addresses import code_path, part_address, part_keys_path, part_path
-from pipeline.releases.locating import unit_names
-from pipeline.releases.manifest import PARTS, ManifestError, code_files
+from pipeline.releases.addresses import code_path, part_keys_path, part_path
+from pipeline.releases.manifest import PARTS, ManifestError
 from pipeline.releases.storage import Storage
-from pipeline.search.assembly import Need, assemble, memory_need
-from pipeline.search.families import parse_recipe
-from pipeline.search.indexing import IndexConfig, plan_parts
-from pipeline.search.partfiles import KEYS_VERSION
+from pipeline.search.assembly import assemble
+from pipeline.search.part_plans import PartPlan
 from pipeline.search.parts import read_index, read_keys
 from pipeline.search.quantisers import open_quantiser
 
 REQUESTS = 16
 """Threads that wait for the storage while it looks for parts."""
-
-
-@dataclass(frozen=True)
-class PartPlan:
-    """A part that a release needs."""
-
-    side: str
-    ordinal: int
-    address: str
-    members: tuple[tuple[str, str], ...]  # (unit, code address), in order
-    rows: int
-    sha256s: tuple[str, ...]  # of the members' code files
-    recipe: str = "BFlat"
-    quantiser: str | None = None  # digest
-    code_bytes: int = 0  # of the members' code files
-    memory: int = 4 << 30  # bytes that its build may take
-
-    def need(self, code_size: int) -> Need:
-        """Estimate the memory that the build takes."""
-        return memory_need(self.rows, self.code_bytes, parse_recipe(self.recipe), code_size=code_size)
-
-
-def plan_release_parts(
-    units: pa.Table, config: IndexConfig, quantisers: Mapping[str, str] | None = None
-) -> list[PartPlan]:
-    """Return the parts of a release, side by side and in order; units without a code are in none.
-
-    Args:
-        units: table `units` of the release.
-        quantisers: side -> digest, for a recipe with inverted lists.
-    """
-    plans = []
-    for side in sorted(pc.unique(units["side"]).to_pylist()):
-        coded = units.filter(pc.and_(pc.equal(units["side"], side), pc.greater(units["encoded"], 0)))
-        members = _members(coded)  # columns: a release may have millions of units
-        quantiser = (quantisers or {}).get(side)
-        inputs = {"index": config.recipe, "keys": KEYS_VERSION} | (
-            {"quantiser": quantiser} if quantiser else {}
-        )
-        start = 0
-        for ordinal, names in enumerate(
-            plan_parts(members["name"].to_pylist(), boundary=config.part_boundary)
-        ):
-            mine = members.slice(start, len(names))
-            start += len(names)
-            named = tuple(zip(names, mine["code"].to_pylist(), strict=True))
-            plans.append(
-                PartPlan(
-                    side=side,
-                    ordinal=ordinal,
-                    address=part_address(named, side, recipe=inputs),
-                    members=named,
-                    rows=pc.sum(mine["encoded"]).as_py(),
-                    sha256s=tuple(mine["code_sha256"].to_pylist()),
-                    recipe=config.recipe,
-                    quantiser=quantiser,
-                    code_bytes=pc.sum(mine["code_bytes"]).as_py() or 0,
-                    memory=config.max_memory,
-                )
-            )
-    return plans
-
-
-def _members(units: pa.Table) -> pa.Table:
-    """Return name and code file of every unit, in the order of their names, which is that of their bytes."""
-    table = units.select(["encoded", "code_sha256", "code_bytes"])
-    table = table.append_column("name", unit_names(units)).append_column("code", code_files(units))
-    return table.sort_by("name").combine_chunks()
-
-
-def reuse_parts(plans: list[PartPlan], parent_parts: pa.Table) -> tuple[list[dict[str, Any]], list[PartPlan]]:
-    """Split the plans into rows of the table `parts` that the parent release has, and parts to build."""
-    known = {row["part"]: row for row in parent_parts.to_pylist()}
-    rows = [known[plan.address] | {"ordinal": plan.ordinal} for plan in plans if plan.address in known]
-    return rows, [plan for plan in plans if plan.address not in known]
-
-
-def share_memory(
-    plans: list[PartPlan], *, max_memory: int, code_size: int, at_once: int
-) -> tuple[list[PartPlan], int]:
-    """Return the plans with the memory that each build may take, and how many may be built at once.
-
-    As many parts are built side by side as there are workers and as fit with all their rows sorted at once;
-    a part that does not fit alone is sorted in pieces.
-
-    Raises:
-        ValueError: what the build of one part holds in any case is more than the memory.
-    """
-    if not plans:
-        return [], 1
-    needs = [plan.need(code_size) for plan in plans]
-    for plan, need in zip(plans, needs, strict=True):
-        if need.least > max_memory:
-            raise ValueError(
-                f"index.max_memory is {max_memory} bytes, part {plan.ordinal} of side {plan.side} "
-                f"({plan.rows} rows, {plan.recipe}) takes {need.least} at least; raise it, or lower "
-                "index.part_boundary"
-            )
-    count = max(1, min(at_once, len(plans), max_memory // max(need.most for need in needs)))
-    share = max_memory // count
-    return [replace(plan, memory=share) for plan in plans], count
+_PAGE = 1 << 12
+"""So many parts are Python objects at once."""
 
 
 def standing_parts(parent_parts: pa.Table, storage: Storage) -> pa.Table:
@@ -143,7 +40,9 @@ def standing_parts(parent_parts: pa.Table, storage: Storage) -> pa.Table:
             return False
 
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return parent_parts.filter(pa.array(list(pool.map(stands, parent_parts.to_pylist())), pa.bool_()))
+        pages = parent_parts.to_batches(max_chunksize=_PAGE)
+        standing = [pa.array(list(pool.map(stands, page.to_pylist())), pa.bool_()) for page in pages]
+    return parent_parts.filter(pa.chunked_array(standing, pa.bool_()))
 
 
 def make_part(plan: PartPlan, storage: Storage) -> dict[str, Any]:
@@ -176,9 +75,12 @@ def make_part(plan: PartPlan, storage: Storage) -> dict[str, Any]:
         }
 
 
-def parts_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the table `parts` of a release."""
-    return pa.Table.from_pylist(rows, schema=PARTS).sort_by([("side", "ascending"), ("ordinal", "ascending")])
+def parts_table(reused: pa.Table, made: Iterable[dict[str, Any]]) -> pa.Table:
+    """Return the table `parts` of a release, of rows as they come."""
+    tables, rows = [reused], iter(made)
+    while page := list(islice(rows, _PAGE)):
+        tables.append(pa.Table.from_pylist(page, schema=PARTS))
+    return pa.concat_tables(tables).sort_by([("side", "ascending"), ("ordinal", "ascending")])
 
 
 def _make(plan: PartPlan, storage: Storage, folder: Path) -> tuple[Path, Path]:

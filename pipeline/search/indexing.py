@@ -6,7 +6,7 @@ code files: the same inputs give the same bytes. Nothing here reads or writes a 
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.search.families import Effort, parse_recipe
@@ -24,6 +25,7 @@ AUTO = "auto"
 SETTINGS = {"ivf": "nprobe", "hnsw": "ef_search", "hash": "nflip", "multihash": "nflip"}
 """The setting of each kind of family that says how much of it a search looks at."""
 COLUMNS = ("id", "key", "row", "code")
+_PAGE = 1 << 16  # names that are Python objects at once
 _ONE_VALUE_PER_PART = ("side", "fingerprint", "code_length", "bit_order", "packer_version")
 
 
@@ -80,32 +82,32 @@ class PartFiles:
     rows: int
 
 
-def plan_parts(units: Iterable[str], *, boundary: int) -> list[tuple[str, ...]]:
-    """Group units into parts whose limits depend on the units' own paths only.
+def part_ends(units: pa.ChunkedArray, *, boundary: int) -> np.ndarray:
+    """Cut units into parts whose limits depend on the units' own names only.
 
-    Units are sorted by path, and a part ends after each unit whose path hash is 0 mod `boundary`; so a unit
-    that comes or goes changes at most two parts of the plan.
+    A part ends after each unit the hash of whose name is 0 mod `boundary`, and after the last; so a unit that
+    comes or goes changes at most two parts.
 
     Args:
-        units: distinct paths, in any order: those with rows on the side that is planned.
+        units: (N,) names in ascending order: of units with rows on the side that is planned.
         boundary: mean number of units in a part.
+    Returns:
+        (P,) int64: for each part one past its last unit.
     Raises:
-        ValueError: `boundary` is not positive, or a path appears twice.
+        ValueError: `boundary` is not positive, or names are not distinct and in order.
     """
     if boundary < 1:
         raise ValueError(f"part_boundary must be at least 1, got {boundary}")
-    parts: list[tuple[str, ...]] = []
-    open_part: list[str] = []
-    previous = None
-    for unit in sorted(units):
-        if unit == previous:
-            raise ValueError(f"units must be distinct, got {unit!r} twice")
-        previous = unit
-        open_part.append(unit)
-        if _path_hash(unit) % boundary == 0:
-            parts.append(tuple(open_part))
-            open_part = []
-    return [*parts, tuple(open_part)] if open_part else parts
+    later, earlier = units[1:], units[: max(len(units) - 1, 0)]
+    if len(wrong := later.filter(pc.less_equal(later, earlier))):
+        raise ValueError(f"units must be distinct and in order, {wrong[0].as_py()!r} is not")
+    ends = [
+        start + place + 1
+        for start in range(0, len(units), _PAGE)
+        for place, unit in enumerate(units[start : start + _PAGE].to_pylist())
+        if _path_hash(unit) % boundary == 0
+    ]
+    return np.unique(np.array([*ends, *([len(units)] if len(units) else [])], np.int64))
 
 
 def build_part(

@@ -14,8 +14,8 @@ from pipeline.releases.addresses import part_path, quantiser_path
 from pipeline.releases.manifest import ReleaseManifest, read_release, read_table
 from pipeline.releases.storage import Storage
 from pipeline.releases.upkeep import verify
-from pipeline.search.building import plan_release_parts
 from pipeline.search.indexing import IndexConfig
+from pipeline.search.part_plans import plan_release_parts
 from pipeline.search.retrieval import Release
 from tests.encoding.sources import many_rows, tiny_method, write_rows
 from tests.jobs.nights import run, settings

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,8 @@ def test_units_in_flight_at_the_deadline_are_finished_by_the_cluster(
     overrides = feature_settings(tmp_path, "resources.encoders=1")
     ticks = iter(range(1000))
     night = open_night(load_config(None, overrides, {}), argparse.Namespace())
-    works = [open_unit(work, night.source) for work in stages.units_to_encode(night, plan(night, Parent()))]
+    units = groupby(plan(night, Parent()).encode.to_pylist(), key=stages._place)
+    works = [open_unit(stages._work(night, list(rows)), night.source) for _, rows in units]
     night.keep_model()
     join_cluster(night)
     limit = Budget(deadline=3, clock=lambda: next(ticks))

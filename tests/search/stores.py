@@ -48,6 +48,21 @@ def code_table(
     return table.sort_by([("id", "ascending"), ("key", "ascending")])
 
 
+def unit(path: str, rows: int, side: str = "image") -> dict[str, Any]:
+    """Return a row of the table `units`, as far as parts are planned with it."""
+    return {
+        "path": path,
+        "side": side,
+        "code": digest_bytes(f"{path} {rows} {side}".encode()),
+        "encoded": rows,
+    }
+
+
+def units(*rows: dict[str, Any]) -> pa.Table:
+    """Return such rows as a table."""
+    return pa.Table.from_pylist(list(rows), schema=UNITS)
+
+
 def write_store(
     uri: str | Path,
     parts: Mapping[str, Sequence[Mapping[str, pa.Table]]],

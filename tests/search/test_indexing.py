@@ -1,6 +1,7 @@
 """Parts: boundaries that follow content, files that follow (id, key) order, bytes that repeat."""
 
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -11,22 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.search.indexing import IndexConfig, build_part, plan_parts
+from pipeline.search.indexing import IndexConfig, build_part, part_ends
 from tests.search.stores import code_table, sample_id
+
+
+def plan_parts(units: set[str], boundary: int) -> list[tuple[str, ...]]:
+    """Return the units of each part."""
+    names = sorted(units)
+    ends = part_ends(pa.chunked_array([names], pa.string()), boundary=boundary).tolist()
+    return [tuple(names[start:stop]) for start, stop in pairwise([0, *ends])]
+
 
 paths = st.sets(st.text("abcdef/0123456789", min_size=1, max_size=6), max_size=40)
 
 
 @given(units=paths, boundary=st.integers(1, 9))
 def test_a_plan_holds_every_unit_once_in_path_order(units: set[str], boundary: int) -> None:
-    parts = plan_parts(units, boundary=boundary)
+    parts = plan_parts(units, boundary)
     assert [unit for part in parts for unit in part] == sorted(units)
     assert all(parts)
 
 
 @given(units=paths, boundary=st.integers(1, 9))
 def test_a_part_ends_where_the_path_hash_is_0_mod_the_boundary(units: set[str], boundary: int) -> None:
-    for part in plan_parts(units, boundary=boundary):
+    for part in plan_parts(units, boundary):
         hashes = [int.from_bytes(blake2b(unit.encode(), digest_size=8).digest(), "big") for unit in part]
         assert all(value % boundary for value in hashes[:-1])
         assert part[-1] == max(units) or hashes[-1] % boundary == 0
@@ -37,18 +46,19 @@ def test_a_unit_that_comes_or_goes_touches_at_most_two_parts(
     units: set[str], unit: str, boundary: int
 ) -> None:
     without, with_it = (
-        plan_parts(units - {unit}, boundary=boundary),
-        plan_parts(units | {unit}, boundary=boundary),
+        plan_parts(units - {unit}, boundary),
+        plan_parts(units | {unit}, boundary),
     )
     assert len(set(with_it) - set(without)) <= 2
     assert len(set(without) - set(with_it)) <= 2
 
 
-def test_the_plan_refuses_a_boundary_of_0_and_a_path_given_twice() -> None:
+def test_the_plan_refuses_a_boundary_of_0_and_names_that_are_not_distinct_and_in_order() -> None:
     with pytest.raises(ValueError, match="part_boundary must be at least 1, got 0"):
-        plan_parts(["a"], boundary=0)
-    with pytest.raises(ValueError, match="distinct, got 'a' twice"):
-        plan_parts(["a", "b", "a"], boundary=4)
+        plan_parts({"a"}, 0)
+    for names in (["a", "b", "b"], ["a", "c", "b"]):
+        with pytest.raises(ValueError, match="distinct and in order, 'b' is not"):
+            part_ends(pa.chunked_array([names]), boundary=4)
 
 
 def test_a_recipe_that_faiss_has_no_family_for_is_refused_by_name() -> None:
