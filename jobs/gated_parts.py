@@ -21,6 +21,7 @@ from pipeline.releases.planning import Plan
 from pipeline.releases.storage import cache_folder
 from pipeline.search.approximate import search
 from pipeline.search.families import Effort
+from pipeline.search.partfiles import code_matrix
 from pipeline.search.parts import PartsOpening, open_part
 from pipeline.search.quantisers import open_quantiser
 
@@ -69,14 +70,16 @@ def search_parts(
 def _chosen_parts(candidate: Candidate, side: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Choose parts of a side, those first that the parent release does not have."""
     parts = candidate.tables["parts"]
-    rows = parts.filter(pc.and_(pc.equal(parts["side"], side), pc.greater(parts["rows"], 0))).to_pylist()
-    known = set(candidate.parent.parts["part"].to_pylist())
-    order = rng.permutation(len(rows))
-    ordered = sorted((rows[n] for n in order), key=lambda row: row["part"] in known)
-    return ordered[: candidate.limits.parts]
+    mine = parts.filter(pc.and_(pc.equal(parts["side"], side), pc.greater(parts["rows"], 0)))
+    known = pc.is_in(mine["part"], value_set=candidate.parent.parts["part"]).to_numpy()
+    order = rng.permutation(len(mine))
+    ordered = order[np.argsort(known[order], kind="stable")]
+    return mine.take(pa.array(ordered[: candidate.limits.parts])).to_pylist()
 
 
-def _stored_codes(candidate: Candidate, side: str, row: Mapping[str, Any]) -> tuple[pa.Array, np.ndarray]:
+def _stored_codes(
+    candidate: Candidate, side: str, row: Mapping[str, Any]
+) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Read keys and codes of a part from the code files that it was built from."""
     store, units = candidate.night.store, candidate.tables["units"]
     named = set(pc.unique(read_keys(store, row["part"])["unit"]).to_pylist())
@@ -89,11 +92,8 @@ def _stored_codes(candidate: Candidate, side: str, row: Mapping[str, Any]) -> tu
         for unit in units.filter(mine).to_pylist()
         if unit["encoded"] and unit_name(unit) in named
     ]
-    rows = pa.concat_tables(tables).combine_chunks()
-    code = rows["code"].chunk(0)
-    size = code.type.byte_width
-    values = np.frombuffer(code.buffers()[1], np.uint8)[code.offset * size : (code.offset + len(code)) * size]
-    return rows["key"], values.reshape(-1, size)
+    rows = pa.concat_tables(tables)
+    return rows["key"], code_matrix(rows["code"], rows["code"].type.byte_width)
 
 
 def _ask(
