@@ -88,7 +88,12 @@ class PieceReader:
         with self.filesystem.open_input_file(chunk.path) as file:
             columns = self._columns(chunk)
             names = [*columns.names(), *([columns.labels] if columns.labels else [])]
-            table = pq.ParquetFile(file).read_row_group(chunk.row_group, columns=names)
+            try:
+                table = pq.ParquetFile(file).read_row_group(chunk.row_group, columns=names)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise OSError(
+                    f"{chunk.path}, row group {chunk.row_group}: cannot be read: {error}"
+                ) from error
         table = table.slice(chunk.start, chunk.stop - chunk.start)
         return table if chunk.kept is None else table.take(chunk.kept)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 PRECISIONS = tuple(AUTOCAST)
-SECTIONS = ("zero_optimization", "optimizer", *PRECISIONS)
+SECTIONS = ("zero_optimization", "optimizer", "torch_autocast", *PRECISIONS)
 STAGES = (0, 1, 2, 3)
 KEYS = (
     "activation_checkpointing",
@@ -121,6 +121,12 @@ def _check_precision(given: dict[str, Any], precision: str) -> None:
             raise ValueError(f"deepspeed.{name}.enabled is {enabled} but train.precision is {precision}")
         if enabled is False and name == precision:
             raise ValueError(f"deepspeed.{name}.enabled is false but train.precision is {precision}")
+    autocast = without_auto(given.get("torch_autocast", {}))
+    if autocast.get("enabled", precision in AUTOCAST) != (precision in AUTOCAST):
+        enabled = str(autocast["enabled"]).lower()
+        raise ValueError(f"deepspeed.torch_autocast.enabled is {enabled} but train.precision is {precision}")
+    if precision in AUTOCAST:
+        _agree("deepspeed.torch_autocast.dtype", autocast.get("dtype", "auto"), AUTOCAST[precision])
 
 
 def _check_optimiser(given: dict[str, Any], optimiser: dict[str, Any]) -> None:

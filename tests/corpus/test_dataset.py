@@ -201,6 +201,19 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
+def test_a_row_group_that_is_damaged_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write(file, [row(n) for n in range(24)])
+    listing = listed(tmp_path)
+    data = bytearray(file.read_bytes())
+    column = pq.read_metadata(file).row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    file.write_bytes(data)
+    with pytest.raises(OSError, match=r"a\.parquet, row group 0: cannot be read: .+"):
+        list(feed(listing).epoch(0))
+
+
 def test_multi_hot_labels_allow_rows_without_any() -> None:
     labels = [np.array([0, 2]), np.array([], dtype=np.int64)]
     np.testing.assert_array_equal(multi_hot(labels, 3), [[1, 0, 1], [0, 0, 0]])

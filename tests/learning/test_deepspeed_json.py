@@ -62,6 +62,8 @@ def test_equal_settings_may_be_repeated() -> None:
         ),
         ({"zero_optimization": 2}, "deepspeed.zero_optimization must be a mapping, got 2"),
         ({"zero_optimization": {"stage": 4}}, r"zero_optimization\.stage must be 0, 1, 2 or 3, got 4"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled is true but train.precision is fp32"),
+        ({"torch_autocast": True}, "deepspeed.torch_autocast must be a mapping, got True"),
         ({"zero_optimization": {"stage": "two"}}, r"zero_optimization\.stage must be .*, got 'two'"),
     ],
 )
@@ -122,6 +124,11 @@ def test_a_half_is_autocast_and_may_not_be_switched_off_in_the_json(half: str, d
     assert deepspeed_values(config, {half: {"enabled": True}}, 2)["torch_autocast"]["dtype"] == dtype
     with pytest.raises(ValueError, match=rf"{half}\.enabled is false but train\.precision is {half}"):
         deepspeed_values(config, {half: {"enabled": False}}, 2)
+    assert deepspeed_values(config, {"torch_autocast": {"enabled": True, "dtype": dtype}}, 2)
+    with pytest.raises(ValueError, match=rf"torch_autocast\.enabled is false but train\.precision is {half}"):
+        deepspeed_values(config, {"torch_autocast": {"enabled": False}}, 2)
+    with pytest.raises(ValueError, match=r"torch_autocast\.dtype is float64 but"):
+        deepspeed_values(config, {"torch_autocast": {"dtype": "float64"}}, 2)
 
 
 def test_a_global_batch_that_the_ranks_do_not_divide_names_the_nearest_that_fits() -> None:

@@ -54,6 +54,21 @@ def steps(config: EngineConfig) -> HashMethod:
     return method
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("learning_rate", "inf"),
+        ("clip", "nan"),
+        ("weight_decay", "inf"),
+        ("step_timeout", "inf"),
+        ("global_batch_size", 1),
+    ],
+)
+def test_a_setting_that_no_step_can_be_made_with_is_refused_by_name(setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=setting):
+        TrainConfig.model_validate({setting: value})
+
+
 def test_clipping_bounds_the_step() -> None:
     free = EngineConfig(optimiser="sgd", learning_rate=1.0, momentum=0.0, global_batch_size=32)
     seed_step(3)

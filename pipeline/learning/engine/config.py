@@ -21,9 +21,9 @@ BUFFERS = "buffers.pt"
 class EngineConfig(BaseModel):
     """How a step is made: the part of the `train` section that the engine reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    global_batch_size: int = Field(256, ge=1)
+    global_batch_size: int = Field(256, ge=2)  # a pair has nothing to be compared with in a batch of its own
     micro_batch_size: int | None = Field(
         None, ge=1
     )  # rows of a rank that pass the networks at once; None: all
