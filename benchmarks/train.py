@@ -212,7 +212,7 @@ class Clock:
     wall: list[float] = []  # noqa: RUF012
     cpu: list[float] = []  # noqa: RUF012  # of this process
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, keep: Any = None) -> None:
         Clock.wall, Clock.cpu = [], []
         self._before: int | None = -1
 

@@ -98,7 +98,17 @@ def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
         max_failures=asked.max_restarts,
         start_attempts=max(1, timeout // 60),
     )
-    ended = run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings)
+    before = set(plan.storage.list(plan.stacks))
+    try:
+        ended = run_ranks(train_worker, {"run": plan, "bar": sys.stderr.isatty()}, settings)
+    except RuntimeError as error:
+        if hung := set(plan.storage.list(plan.stacks)) - before:
+            limit, where = plan.train.step_timeout, plan.storage.where(plan.stacks)
+            raise RuntimeError(
+                f"a step took longer than train.step_timeout, {limit:g} s: where {len(hung)} ranks stood is "
+                f"kept in {where}; {error}"
+            ) from error
+        raise
     try:
         drop_leftovers(plan.storage, plan.config.run.name, ended.kept, prefix=CHECKPOINTS)
     except OSError as error:
@@ -146,7 +156,9 @@ def train_worker(argument: dict[str, Any]) -> dict[str, Any]:
         with journal(plan, feed.steps_per_epoch, start.step, bar=here.bar) as note:
             judge = validator(plan)
             best = KeepBest(plan, engine, judge) if judge is not None else None
-            hooks = Hooks(note, StepWatch(plan.train.step_timeout), best, here.report, plan.facts)
+            hooks = Hooks(
+                note, StepWatch(plan.train.step_timeout, plan.keep_stacks), best, here.report, plan.facts
+            )
             fitted = fit(engine, feed, plan.train, seed=plan.config.run.seed, start=start, hooks=hooks)
     except FloatingPointError as error:
         return {"error": str(error)}

@@ -61,6 +61,15 @@ class TrainingRun:
         """Where the model that did best in validation stands, inside `storage`."""
         return f"{self.config.run.name}/best"
 
+    @property
+    def stacks(self) -> str:
+        """Where ranks whose step hung have said where they stood, inside `storage`."""
+        return f"{self.folder}/stacks"
+
+    def keep_stacks(self, name: str, text: str) -> None:
+        """Keep what a rank says whose step hangs."""
+        self.storage.write(f"{self.stacks}/{name}", text.encode())
+
     def build(self) -> HashMethod:
         """Return the untrained method: the same weights on every rank."""
         seed_step(self.config.run.seed)

@@ -41,7 +41,9 @@ class TrainConfig(EngineConfig):
     checkpoint_every_epochs: int = Field(1, ge=0)  # 0: only at the end
     checkpoint_every_steps: int = Field(0, ge=0)  # inside an epoch too; 0: at the ends of epochs only
     export: Literal["last", "best"] = "last"  # which model a run ends in; best: by validation
-    step_timeout: float | None = Field(None, gt=0)  # seconds; a step that takes longer ends its rank
+    step_timeout: float | None = Field(
+        None, gt=0
+    )  # seconds; a longer step tells its stacks, and as long after that it ends its rank
     validate_every_epochs: int = Field(0, ge=0)  # 0: never
 
     def rate(self, step: int, total_steps: int) -> float:
@@ -70,7 +72,9 @@ class Hooks:
     """What the loop tells, and to whom. All ranks call all of them."""
 
     log: Callable[[int, Mapping[str, float]], None] = _nothing  # (step, scalars), every `log_every` steps
-    step: Callable[[int | None], None] = _nothing  # a step begins; None: what follows is no step
+    step: Callable[[int | None], None] = (
+        _nothing  # a step begins (below 0: statistics); None: what follows is none
+    )
     validate: Callable[[HashMethod], dict[str, float]] | None = None
     report: Callable[[Mapping[str, float], Path | None], None] = _nothing  # (metrics, this rank's checkpoint)
     facts: Mapping[str, Any] = field(default_factory=dict)  # kept in checkpoints: what a resume must share
@@ -112,7 +116,9 @@ def fit(
     method.global_rows = config.global_batch_size
     refuse_batch_norm(method)
     if step == 0:
-        collect_statistics(engine, batches, config.statistics_steps, total_steps)
+        collect_statistics(engine, batches, config.statistics_steps, total_steps, begin=hooks.step)
+    else:
+        hooks.step(step)
     monitor = Monitor(method.code_length, config.global_batch_size)
     rows_at_once = config.micro_batch_size or config.global_batch_size
     losses: list[float] = []
@@ -177,16 +183,26 @@ def fit(
     return FitResult(Position(config.epochs, step), metrics, losses, monitor.cost())
 
 
-def collect_statistics(engine: Engine, batches: Batches, steps: int | None, total_steps: int) -> None:
+def collect_statistics(
+    engine: Engine,
+    batches: Batches,
+    steps: int | None,
+    total_steps: int,
+    *,
+    begin: Callable[[int], None] = _nothing,
+) -> None:
     """Show the method some batches before the first step, so that its moments and thresholds exist.
 
     They are the first batches of the run, over again where these are too few; all are trained on later.
+    Each is told as a step below 0 that begins.
     """
     method = engine.method
     rounds = method.statistics_rounds if steps is None else steps
     progress = Progress(0, 0, total_steps)
     again = itertools.chain.from_iterable(batches.epoch(0) for _ in itertools.count())
-    for rows in itertools.islice(again, rounds):
+    begin(-rounds)
+    for left, rows in zip(range(rounds, 0, -1), again, strict=False):
+        begin(-left)
         with torch.no_grad():
             output = engine.forward(to_batch(method, rows, engine.device), progress)
             sums = {name: all_sum(local) for name, local in method.sums(output).items()}

@@ -233,8 +233,9 @@ def test_the_clock_of_a_step_stands_still_only_while_a_checkpoint_goes_to_its_pl
     config = CONFIG.model_copy(update={"checkpoint_every_steps": 2})
     train_locally(config, hooks=Hooks(step=told.append, report=report))
     inside, last = [2, None, "kept", 2], [3, None, "kept", 3]
-    assert told[:10] == [0, 1, *inside, 2, *last[:3]]
-    assert told[10:] == [3, 3, 4, None, "kept", 4, 4, 5, 6, None, "kept", 6, None]
+    assert told[:3] == [-2, -2, -1]  # batches shown before the first step, and the wait for the first
+    assert told[3:13] == [0, 1, *inside, 2, *last[:3]]
+    assert told[13:] == [3, 3, 4, None, "kept", 4, 4, 5, 6, None, "kept", 6, None]
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_and_statistics_in_fp32() -> None:
