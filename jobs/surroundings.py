@@ -43,7 +43,10 @@ def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
 
 @contextmanager
 def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | None) -> Iterator[Sink]:
-    """Open the run's journal, whose event files go to object storage when it is closed, and its trackers."""
+    """Open the run's journal, and its trackers.
+
+    To object storage its event files go at the ends of epochs, and when it is closed.
+    """
     path = f"{plan.folder}/tensorboard"
     local = plan.storage.local(path)
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,8 +57,13 @@ def journal(plan: TrainingRun, steps_per_epoch: int, start: int, *, bar: Bar | N
                     yield note
                     return
                 with trackers(plan) as track:
+                    epochs: set[float] = set()
 
                     def tell(step: int, scalars: Mapping[str, float]) -> None:
+                        if local is None and epochs and scalars["epoch"] not in epochs:
+                            note.flush()
+                            plan.storage.upload_folder(Path(temporary), path)
+                        epochs.add(scalars["epoch"])
                         note(step, scalars)
                         track(step, scalars)
 

@@ -57,6 +57,11 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     plan = plan_run(config)
     for _, index in whole_checkpoints(plan.storage, config.run.name)[:1]:
         check_facts(index, plan.facts)
+        if index["epoch"] > plan.train.epochs:
+            raise ValueError(
+                f"train.epochs is {plan.train.epochs} but run {config.run.name!r} has done {index['epoch']}: "
+                "set it to as many or more, or choose another run.name"
+            )
     model = plan.storage.where(plan.model)
     steps = plan.listing.rows // plan.train.global_batch_size
     log.info("%d pairs, %d steps an epoch, %d epochs", plan.listing.rows, steps, plan.train.epochs)

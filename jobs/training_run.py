@@ -26,10 +26,23 @@ from pipeline.encoding.models import input_recipe
 from pipeline.learning.deepspeed_json import read_json
 from pipeline.learning.engine import check_sections, deepspeed_values, local_device
 from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
-from pipeline.releases.addresses import digest_bytes
+from pipeline.releases.addresses import digest_bytes, digest_json
 from pipeline.releases.storage import Storage, list_source, source_root
 
 log = logging.getLogger(__name__)
+
+FREE = {
+    "activation_checkpointing",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "epochs",
+    "export",
+    "log_every",
+    "micro_batch_size",
+    "step_timeout",
+    "validate_every_epochs",
+}
+"""Settings of `train` that a run may change when it goes on: no step depends on them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class TrainingRun:
     filesystem: pyarrow.fs.FileSystem
     recipe: InputRecipe
     storage: Storage  # of run.dir
+    source: str  # digest of the names and sizes of the source's files
     held_out: Listing | None = None  # rows to validate on, if that is asked for
 
     @property
@@ -82,8 +96,9 @@ class TrainingRun:
             "method": self.spec["method"],
             "towers": {side: _facts(tower) for side, tower in self.spec["towers"].items()},
             "run.seed": self.config.run.seed,
-            "train.global_batch_size": self.train.global_batch_size,
-            "train.optimiser": self.train.optimiser,
+            "train": self.train.model_dump(mode="json", exclude=FREE),
+            "data": self.config.data.model_dump(mode="json", include={"columns", "limits", "split"}),
+            "names and sizes of the files of data.path (digest)": self.source,
             "rows to train on": self.listing.rows,
         }
 
@@ -122,7 +137,8 @@ def plan_run(config: Config) -> TrainingRun:
 def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage: Storage) -> TrainingRun:
     uri = source_uri(config)
     filesystem, root = source_root(uri).filesystem()
-    paths = [f"{root}/{file.path}" for file in list_source(uri)]
+    files = list_source(uri)
+    paths = [f"{root}/{file.path}" for file in files]
     splits, share = config.data.split.train, config.data.split.validation
     settings = method_config(config.method)
     selection, labels = Selection(splits, share), method_class(settings.name).needs_labels
@@ -136,12 +152,20 @@ def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage
         held_out = list_pairs(
             paths, filesystem, columns=config.data.columns, selection=selection, labels=True
         )
+        if not held_out.classes:
+            raise ValueError(
+                "train.validate_every_epochs judges by labels, and no pair that data.split.validation keeps "
+                "out has any: name their column in data.columns.labels, or set train.validate_every_epochs=0"
+            )
     towers = fit_towers(fill_towers(config.section("towers", TowersConfig)), listing)
     method = build_method(settings.model_dump(mode="json"), towers)
     refuse_batch_norm(method.train())
     recipe = input_recipe(method, config.data.columns, config.data.limits)
     check_first_rows(listing, PieceReader(filesystem, recipe, listing.classes))
-    return TrainingRun(config, train, method.spec, json, listing, filesystem, recipe, storage, held_out)
+    source = digest_json([[file.path, file.size] for file in files])
+    return TrainingRun(
+        config, train, method.spec, json, listing, filesystem, recipe, storage, source, held_out
+    )
 
 
 def fit_classes(settings: MethodConfig, listing: Listing) -> MethodConfig:

@@ -61,6 +61,11 @@ class Journal:
         sys.stderr.write(json.dumps(line) + "\n")
         sys.stderr.flush()
 
+    def flush(self) -> None:
+        """Write to the event files what was noted so far."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def _advance(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(step - self._done)

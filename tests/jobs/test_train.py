@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from cmh_models.artefact import artefact_digest, from_pretrained
 from cmh_models.method import SIDES
 from jobs import train
 from jobs.config import load_config
+from jobs.surroundings import journal
+from jobs.training_run import plan_run
 from pipeline.codes import pack
+from pipeline.corpus.scenes import write_corpus
 from pipeline.releases.storage import Storage
 from tests.jobs.training import overrides, run
 from tests.s3 import BUCKET
@@ -165,20 +169,60 @@ def test_a_width_that_the_rows_do_not_have_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint_of_the_same_name(
-    trained: tuple[Path, Any], scenes: Path
+    trained: tuple[Path, Any], scenes: Path, tmp_path: Path
 ) -> None:
     runs, result = trained
+    other = tmp_path / "other"
+    write_corpus(other, 96, 32, 8, split="train")
     for setting, told in (
         ("train.global_batch_size=8", r"train\.global_batch_size was 16, is 8"),
         ("method.code_length=32", r"method\.code_length was 16, is 32"),
         ("towers.text={name: bag, word_buckets: 64, pair_buckets: 0}", r"towers\.text\.hidden was 8, is 512"),
         ("run.seed=5", r"run\.seed was 0, is 5"),
+        ("train.learning_rate=0.5", r"train\.learning_rate was 0\.001, is 0\.5"),
+        ("train.precision=bf16", r"train\.precision was fp32, is bf16"),
+        ("data.limits.max_pixels=9999", r"data\.limits\.max_pixels was 50000000, is 9999"),
+        (f"data.path={other}", r"names and sizes of the files of data\.path \(digest\) was \w+, is \w+"),
     ):
         with pytest.raises(ValueError, match=rf"cannot go on from the checkpoint of this run: {told}; keep"):
             run(scenes, runs, HERE, "run.name=first", setting, dry_run=True)
+    with pytest.raises(ValueError, match=r"train\.epochs is 1 but run 'first' has done 2: set it to as many"):
+        run(scenes, runs, HERE, "run.name=first", "train.epochs=1")
     with pytest.raises(ValueError, match=r"first exists and run\.resume is false"):
         run(scenes, runs, HERE, "run.name=first", "run.resume=false")
     assert artefact_digest(runs / "first" / "model") == result.outputs["digest"]
+
+
+def test_a_source_that_was_moved_and_settings_that_no_step_depends_on_go_on(
+    trained: tuple[Path, Any], scenes: Path, tmp_path: Path
+) -> None:
+    runs, result = trained
+    shutil.copytree(runs / "first", tmp_path / "first")
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    again = run(moved, tmp_path, HERE, "run.name=first", "train.log_every=1", "train.micro_batch_size=8")
+    assert again.counts["steps_now"] == 0 and again.outputs["digest"] == result.outputs["digest"]
+
+
+def test_validation_without_labels_is_refused_before_a_step(tmp_path: Path) -> None:
+    source = write_features(tmp_path / "source")
+    table = pq.read_table(source / "features.parquet")
+    none = pa.array([None] * len(table), pa.list_(pa.int64()))
+    pq.write_table(table.set_column(3, "labels", none), source / "features.parquet")
+    settings = ("train.validate_every_epochs=1", "data.split.validation=0.3")
+    with pytest.raises(ValueError, match=r"judges by labels, and no pair that .* keeps out has any: name"):
+        run(source, tmp_path / "runs", HERE, *FEATURES, *settings)
+
+
+def test_event_files_reach_object_storage_before_a_run_ends(scenes: Path, s3_server: str) -> None:
+    uri = f"s3://{BUCKET}/journal-runs"
+    plan = plan_run(load_config(None, overrides(scenes, uri, HERE), {}))
+    with journal(plan, 6, 0, bar=None) as note:
+        note(5, {"epoch": 0, "loss": 1.0})
+        assert not Storage(uri).list("run/train/tensorboard")
+        note(10, {"epoch": 1, "loss": 0.5})
+        (kept,) = Storage(uri).files("run/train/tensorboard")
+    (closed,) = Storage(uri).files("run/train/tensorboard")
+    assert 0 < kept.size < closed.size
 
 
 def test_half_a_checkpoint_is_passed_over(
