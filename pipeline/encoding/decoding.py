@@ -96,22 +96,6 @@ class Receipt:
     tokens: pa.Array | None = None
 
 
-def decode_chunk(
-    chunk: Chunk,
-    source: Source,
-    *,
-    sides: Sequence[Side] = SIDES,
-    earlier: Mapping[Side, EarlierCodes] | None = None,
-) -> DecodedChunk:
-    """Read and decode these sides of a chunk; what is wrong with the unit comes back as `error`.
-
-    Args:
-        earlier: by side, codes of an earlier night. A row whose key and change token are there is not read;
-            one whose content hash is there is read and not decoded.
-    """
-    return next(_decode_all(replace(chunk, pieces=()), source, sides, earlier or {}))
-
-
 def decode_pieces(
     chunk: Chunk,
     source: Source,
@@ -119,21 +103,21 @@ def decode_pieces(
     sides: Sequence[Side] = SIDES,
     earlier: Mapping[Side, EarlierCodes] | None = None,
 ) -> Iterator[DecodedChunk]:
-    """Yield the pieces of a chunk as `decode_chunk` gives them, or the chunk itself; read in one pass."""
-    return _decode_all(chunk, source, sides, earlier or {})
+    """Read and decode these sides of a chunk in one pass; yield its pieces, or the chunk if it has none.
 
+    What is wrong with the unit comes back as `error`: that piece is the last.
 
-def _decode_all(
-    whole: Chunk, source: Source, sides: Sequence[Side], earlier: Mapping[Side, EarlierCodes]
-) -> Iterator[DecodedChunk]:
-    """Decode a chunk piece by piece; the first that cannot be read is the last."""
-    piece = whole
+    Args:
+        earlier: by side, codes of an earlier night. A row whose key and change token are there is not read;
+            one whose content hash is there is read and not decoded.
+    """
+    piece, earlier = chunk, earlier or {}
     try:
-        reader = source.rows(whole.unit)
-        columns = source.columns(reader.file.schema_arrow, whole.unit.path)
-        opened = _OpenChunk(whole, source, reader, columns)
+        reader = source.rows(chunk.unit)
+        columns = source.columns(reader.file.schema_arrow, chunk.unit.path)
+        opened = _OpenChunk(chunk, source, reader, columns)
         marks = _read_marks(opened, earlier) if earlier and columns.updated is not None else None
-        for piece in whole.pieces or (whole,):
+        for piece in chunk.pieces or (chunk,):
             yield _decode(replace(opened, chunk=piece), sides, earlier, marks)
     except Exception as error:  # whatever a broken file leads the readers to; it must not end the night
         yield DecodedChunk(piece, error=one_line(error))

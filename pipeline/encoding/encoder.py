@@ -41,11 +41,8 @@ class EncodeChunk:
         self.method = method
         self.tile = tile
 
-    def __call__(self, decoded: DecodedChunk) -> Receipt:
-        return self.together(decoded.chunk, [decoded])
-
-    def together(self, chunk: Chunk, pieces: Iterable[DecodedChunk]) -> Receipt:
-        """Encode the pieces of a chunk, held back until the rows of all of them fill some tiles."""
+    def __call__(self, chunk: Chunk, pieces: Iterable[DecodedChunk]) -> Receipt:
+        """Encode the decoded pieces of a chunk, held back until the rows of all of them fill some tiles."""
         keys: list[str | None] = []
         tokens: list[pa.Array] = []
         waiting: dict[Side, list[DecodedSide]] = defaultdict(list)

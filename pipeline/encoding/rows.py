@@ -76,10 +76,10 @@ class EncodeRow:
 
     def _answer(self, row: Row) -> Receipt | UnitReport:
         if self._source is None:
-            return self._encode.together(*pickle.loads(row["decoded"]))
+            return self._encode(*pickle.loads(row["decoded"]))
         chunk, work = pickle.loads(row["chunk"])
         decoded = _decode(chunk, work, self._source, self._store)
-        receipt = self._encode.together(chunk, decoded)
+        receipt = self._encode(chunk, decoded)
         if self._forgotten is None or not work.chunks:
             return receipt
         return finish_unit(work, [receipt], source=self._source, store=self._store, forgotten=self._forgotten)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.encoding.decoding import Source, decode_chunk
+from pipeline.encoding.decoding import Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.units import UnitReport, UnitWork, finish_unit, open_unit
 from pipeline.releases.addresses import code_path
@@ -24,7 +24,7 @@ def encode(path: Path, store: Storage) -> UnitReport:
     work = open_unit(UnitWork(source.root.stat(path.name), FILES), source)
     if work.error:
         return UnitReport(work.unit, error=work.error)
-    receipts = [network(decode_chunk(chunk, source)) for chunk in work.chunks]
+    receipts = [network(chunk, decode_pieces(chunk, source)) for chunk in work.chunks]
     return finish_unit(work, receipts, source=source, store=store)
 
 
@@ -87,7 +87,7 @@ def test_a_unit_that_changes_while_it_is_read_is_refused_also_where_its_size_sta
     path, store = write_rows(tmp_path / "u.parquet", good_rows(0, 4)), Storage(tmp_path / "s")
     source, network = Source(Storage(tmp_path), RECIPE), EncodeChunk(tiny_method(), tile=4)
     work = open_unit(UnitWork(source.root.stat(path.name), FILES), source)
-    receipts = [network(decode_chunk(chunk, source)) for chunk in work.chunks]
+    receipts = [network(chunk, decode_pieces(chunk, source)) for chunk in work.chunks]
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data)

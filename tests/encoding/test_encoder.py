@@ -12,7 +12,7 @@ from cmh_models.method import HashMethod
 from pipeline.codes import pack
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.encoding.chunks import Chunk, plan_chunks
-from pipeline.encoding.decoding import Source, decode_chunk
+from pipeline.encoding.decoding import Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk, encode_side, relaxed_codes
 from pipeline.releases.storage import SourceFile, Storage
 from tests.encoding.sources import BAD_ROWS, FEATURES, TOWERS, good_rows, tiny_method, write_rows
@@ -100,7 +100,7 @@ def test_codes_do_not_depend_on_how_a_unit_is_cut(
     rows = good_rows(0, 11)
     path = write_rows(tmp_path / "u.parquet", rows, row_group_size=row_group_size)
     source, encode = Source(Storage(tmp_path), RECIPE), EncodeChunk(method, tile=4)
-    receipts = [encode(decode_chunk(chunk, source)) for chunk in chunks_of(path, max_bytes)]
+    receipts = [encode(chunk, decode_pieces(chunk, source)) for chunk in chunks_of(path, max_bytes)]
     assert [r.error for r in receipts] == [""] * len(receipts)
     assert pa.concat_arrays([r.keys for r in receipts]).to_pylist() == [key for key, _, _ in rows]
     texts = np.concatenate([r.sides["text"].codes for r in receipts])
@@ -111,7 +111,7 @@ def test_codes_do_not_depend_on_how_a_unit_is_cut(
 def test_every_bad_row_is_a_reject_or_absent(tmp_path: Path, method: HashMethod) -> None:
     path = write_rows(tmp_path / "u.parquet", BAD_ROWS)
     [chunk] = chunks_of(path, 1 << 20)
-    receipt = EncodeChunk(method)(decode_chunk(chunk, Source(Storage(tmp_path), RECIPE)))
+    receipt = EncodeChunk(method)(chunk, decode_pieces(chunk, Source(Storage(tmp_path), RECIPE)))
     reasons = {side: {r.row: r.reason for r in made.rejects} for side, made in receipt.sides.items()}
     assert reasons["image"].keys() == {1, 2, 3, 9, 10}
     assert reasons["text"].keys() == {4, 9, 10}
@@ -125,8 +125,8 @@ def test_every_bad_row_is_a_reject_or_absent(tmp_path: Path, method: HashMethod)
 def test_only_the_sides_asked_for_are_decoded(tmp_path: Path, method: HashMethod) -> None:
     path = write_rows(tmp_path / "u.parquet", good_rows(0, 3))
     [chunk] = chunks_of(path, 1 << 20)
-    decoded = decode_chunk(chunk, Source(Storage(tmp_path), RECIPE), sides=("text",))
-    assert EncodeChunk(method)(decoded).sides.keys() == {"text"}
+    decoded = decode_pieces(chunk, Source(Storage(tmp_path), RECIPE), sides=("text",))
+    assert EncodeChunk(method)(chunk, decoded).sides.keys() == {"text"}
 
 
 def test_rows_whose_features_or_codes_are_not_numbers_are_rejects(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_rows_whose_features_or_codes_are_not_numbers_are_rejects(tmp_path: Path
     [chunk] = plan_chunks(listed(tmp_path / "u.parquet"), pq.read_metadata(tmp_path / "u.parquet"))
     method = tiny_method(FEATURES)
     method.image.head[0].weight.data.fill_(10)  # 10 * 3e38 - 10 * 3e38 is inf - inf
-    decoded = decode_chunk(chunk, Source(Storage(tmp_path), InputRecipe(image_width=3)))
-    image = EncodeChunk(method)(decoded).sides["image"]
+    [decoded] = decode_pieces(chunk, Source(Storage(tmp_path), InputRecipe(image_width=3)))
+    image = EncodeChunk(method)(chunk, [decoded]).sides["image"]
     reasons = {reject.row: reject.reason for reject in image.rejects}
     assert reasons == {
         1: "feature not finite",
@@ -163,15 +163,15 @@ def test_an_unreadable_chunk_is_a_receipt_with_the_reason(tmp_path: Path, method
     source, encode = Source(Storage(tmp_path), RECIPE), EncodeChunk(method)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "changed after it was listed" in encode(decode_chunk(chunk, source)).error
+    assert "changed after it was listed" in encode(chunk, decode_pieces(chunk, source)).error
     path.write_bytes(b"x" * len(whole))
-    assert "Parquet" in encode(decode_chunk(chunk, source)).error
+    assert "Parquet" in encode(chunk, decode_pieces(chunk, source)).error
     path.unlink()
-    assert "FileNotFoundError" in encode(decode_chunk(chunk, source)).error
+    assert "FileNotFoundError" in encode(chunk, decode_pieces(chunk, source)).error
 
 
 def test_values_that_the_network_cannot_take_refuse_the_unit(tmp_path: Path, method: HashMethod) -> None:
     path = write_rows(tmp_path / "u.parquet", good_rows(0, 3))
     [chunk] = chunks_of(path, 1 << 20)
-    decoded = decode_chunk(chunk, Source(Storage(tmp_path), InputRecipe(image_size=8)))
-    assert "(rows, 16, 16, 3) uint8, got (16, 8, 8, 3)" in EncodeChunk(method)(decoded).error
+    decoded = decode_pieces(chunk, Source(Storage(tmp_path), InputRecipe(image_size=8)))
+    assert "(rows, 16, 16, 3) uint8, got (16, 8, 8, 3)" in EncodeChunk(method)(chunk, decoded).error

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.encoding import encoder, units
 from pipeline.encoding.chunks import join_chunks, plan_chunks
-from pipeline.encoding.decoding import Source, decode_chunk
+from pipeline.encoding.decoding import Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.units import UnitWork, finish_unit, open_unit
 from pipeline.releases.storage import Storage
@@ -40,12 +40,12 @@ def test_the_pieces_of_a_chunk_give_the_code_files_of_the_chunks_alone(
     alone = open_unit(UnitWork(unit, FILES), source, max_bytes=4000)
     one = Storage(tmp_path / "one")
     expected = finish_unit(
-        alone, [network(decode_chunk(c, source)) for c in alone.chunks], source=source, store=one
+        alone, [network(c, decode_pieces(c, source)) for c in alone.chunks], source=source, store=one
     )
     monkeypatch.setattr(units, "PIECES", 5)
     work = open_unit(UnitWork(unit, FILES, earlier={"image": "0" * 32}), source, max_bytes=4000)
     assert 1 < len(work.chunks) < len(alone.chunks)
-    receipts = [network.together(c, (decode_chunk(p, source) for p in c.pieces)) for c in work.chunks]
+    receipts = [network(c, decode_pieces(c, source)) for c in work.chunks]
     other = Storage(tmp_path / "other")
     assert finish_unit(work, receipts, source=source, store=other).files == expected.files
     assert {file: other.read(file) for file in other.list()} == {file: one.read(file) for file in one.list()}

@@ -19,7 +19,7 @@ from pipeline.corpus.decode import content_hash, decode_side
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import Columns, Side, resolve_columns, sample_id
 from pipeline.encoding.codefile import CodeFileRecipe
-from pipeline.encoding.decoding import Source, decode_chunk
+from pipeline.encoding.decoding import Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.reuse import EarlierCodes, open_earlier
 from pipeline.encoding.units import UnitReport, UnitWork, finish_unit, open_unit
@@ -60,8 +60,8 @@ def encode(version: Path, method: HashMethod, store: Storage, *, after: Path | N
     work = open_unit(work, source, max_bytes=4000)
     network = EncodeChunk(method, tile=4)
     codes = open_earlier(work.files, work.earlier, store)
-    chunks = [decode_chunk(chunk, source, sides=SIDES, earlier=codes) for chunk in work.chunks]
-    report = finish_unit(work, [network(chunk) for chunk in chunks], source=source, store=store)
+    receipts = [network(chunk, decode_pieces(chunk, source, earlier=codes)) for chunk in work.chunks]
+    report = finish_unit(work, receipts, source=source, store=store)
     assert report.error == ""
     return report
 

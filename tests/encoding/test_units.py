@@ -11,7 +11,7 @@ import pytest
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.corpus.schema import Columns, Side, sample_ids
 from pipeline.encoding.codefile import FORGOTTEN, CodeFileRecipe, Ledger
-from pipeline.encoding.decoding import Receipt, Source, decode_chunk
+from pipeline.encoding.decoding import Receipt, Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
 from pipeline.encoding.units import UnitWork, find_codes, finish_unit, open_unit
 from pipeline.releases.addresses import code_path, rejects_path
@@ -44,7 +44,7 @@ def written(tmp_path: Path, rows, **options: int) -> SourceFile:
 
 def receipts_of(work: UnitWork, source: Source) -> list[Receipt]:
     encode = EncodeChunk(tiny_method(), tile=4)
-    return [encode(decode_chunk(chunk, source, sides=work.sides)) for chunk in work.chunks]
+    return [encode(chunk, decode_pieces(chunk, source, sides=work.sides)) for chunk in work.chunks]
 
 
 def test_a_unit_of_bad_rows_ends_in_balanced_ledgers(tmp_path: Path, source: Source, store: Storage) -> None:
