@@ -79,9 +79,26 @@ def bring(reference: str, name: str, patterns: tuple[str, ...], *, here: bool = 
         return Path(hub.snapshot_download(reference, allow_patterns=list(patterns), local_files_only=here))
     except Exception as error:  # the hub's client raises what its HTTP library does, and its own
         raise ValueError(
-            f"{name}: {reference!r} is no folder here, and the hub does not give it ({one_line(error)}): "
-            "give a folder with config.json and *.safetensors, or its s3:// URI"
+            f"{name}: {reference!r} is no folder here, and {_why_not(error)}; or give a folder with "
+            "config.json and *.safetensors, or its s3:// URI"
         ) from error
+
+
+def _why_not(error: Exception) -> str:
+    """Say why the hub has not given a model, and what to do."""
+    from huggingface_hub import constants, errors
+
+    hub = f"the hub {constants.ENDPOINT}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{hub} gives it only to those who were let in: ask there, and set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{hub} has no such model for you: check the name, or set HF_TOKEN if it is private"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__ or error
+        if isinstance(cause, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE keeps the hub from being asked: unset it, or bring the model here before"
+        return f"{hub} was not reached ({one_line(cause)}): check HF_ENDPOINT and the network"
+    return f"{hub} does not give it ({one_line(error)}): check the name"
 
 
 def _tried(reference: str, name: str) -> str:

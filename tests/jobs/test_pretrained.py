@@ -108,14 +108,14 @@ def test_weights_on_object_storage_reach_a_node_once(
         ("/nowhere/at/all", r"towers.text.model: no folder at /nowhere/at/all"),
         (
             "nobody/nothing",
-            r"towers.text.model: 'nobody/nothing' is no folder here, and the hub",
+            r"towers.text.model: 'nobody/nothing' is no folder here, and HF_HUB_OFFLINE keeps the hub from",
         ),
     ],
 )
 def test_a_model_that_cannot_be_had_is_one_clear_line(
     reference: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = TowersConfig.model_validate({"text": {"name": "transformers", "model": reference}})
     with pytest.raises(ValueError, match=message) as caught:
         pretrained.fill_towers(config)
