@@ -1,14 +1,9 @@
-"""The storage policies let each of three users do its work and nothing else, as an S3 server enforces them.
+"""The storage policies let each of four users do its work and nothing else, as an S3 server enforces them."""
 
-moto checks actions and resources and cannot check conditions, so `s3:prefix` of ListBucket is left out here.
-"""
-
-import json
 import os
 import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ from typing import Any
 import pytest
 
 from cmh_models.artefact import save_pretrained
+from tests.cluster.permissions import add_user, demand_permissions, policy
 from tests.encoding.sources import good_rows, tiny_method, write_rows
 from tests.jobs.training import overrides
 from tests.s3 import make_bucket, running_server, s3_environment
@@ -35,15 +31,6 @@ Storage(sys.argv[1]).write("x", b"x")
 """
 
 
-def policy(user: str) -> str:
-    document = json.loads(
-        (ROOT / "cluster" / "policies" / f"{user}.json").read_text().replace("BUCKET", BUCKET)
-    )
-    for statement in document["Statement"]:
-        statement.pop("Condition", None)
-    return json.dumps(document)
-
-
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
     """A server that enforces policies, with a source and a model; yields the environment of each user."""
@@ -57,20 +44,15 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
         for name, value in s3_environment(endpoint).items():
             patch.setenv(name, value)
         make_bucket(endpoint, BUCKET)
-        s3, iam = boto3.client("s3"), boto3.client("iam")
+        s3 = boto3.Session().client("s3")
         s3.upload_file(str(folder / "0.parquet"), BUCKET, "clip/0.parquet")
         for file in (folder / "model").iterdir():
             s3.upload_file(str(file), BUCKET, f"runs/model/{file.name}")
         found = {}
         for user in ("trainer", "writer", "reader", "keeper"):
-            iam.create_user(UserName=user)
-            iam.put_user_policy(UserName=user, PolicyName="own", PolicyDocument=policy(user))
-            key = iam.create_access_key(UserName=user)["AccessKey"]
-            own = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-            found[user] = clean | s3_environment(endpoint) | own | {"PYTHONPATH": str(ROOT)}
-        plain = {"Content-Type": "text/plain"}
-        switch = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", plain, method="POST")
-        urllib.request.urlopen(switch).read()  # from here on every request needs a permission
+            own = s3_environment(endpoint) | add_user(user, policy(user, BUCKET))
+            found[user] = clean | own | {"PYTHONPATH": str(ROOT)}
+        demand_permissions(endpoint)
         yield found
 
 
