@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"unknown job {name!r}; known: {', '.join(JOBS)}", file=sys.stderr)
         return USAGE_ERROR
     try:
-        # Imported late: whoever asks for help waits for no library, and Ctrl-C is heard while they load.
-        from jobs.command import run_job
-
         with sigterm_interrupts():
+            # Imported late: whoever asks for help waits for no library, and a stop is heard while they load.
+            from jobs.command import run_job
+
             return run_job(name, importlib.import_module(f"jobs.{name}"), rest)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

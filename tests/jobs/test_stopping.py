@@ -50,6 +50,18 @@ def test_a_stopped_night_ends_with_130_and_gives_its_lease_back(
     assert content(world / "store") == content(world / "other")
 
 
+@pytest.mark.parametrize("library", ["pydantic_core", "libarrow.so"])
+def test_a_job_that_is_stopped_while_its_libraries_load_still_says_so(library: str) -> None:
+    process = command([])
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_until(lambda: library in maps.read_text() or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert json.loads(out.splitlines()[-1])["error"] == "interrupted"
+    assert err == "nightly: interrupted\n"
+
+
 def test_sigterm_is_an_interrupt_for_as_long_as_a_job_runs() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
