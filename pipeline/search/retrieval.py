@@ -9,7 +9,7 @@ cache folder, checked against the release's sha256, and mapped from there. Forgo
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -195,13 +195,15 @@ class Release:
             codes: (Q, code_length / 8) uint8 packed codes, of the text tower for T2I, of the image tower
                 for I2T.
             k: hits per query, at most the number of codes of the side.
-            keys: only these are looked for; a selection (`select`) is looked up once for many searches.
+            keys: only these are looked for; a selection (`select`) is looked up once for many searches of
+                this release in this direction.
             origin: what made the codes; codes of another tower or bit order are refused.
         Returns:
             hits ordered by (distance, id, key), whatever the layout of the parts. Where `keys` or a BHash or
             BHNSW index leave fewer than k, the query has as many keys, and NO_DISTANCE and -1 follow.
         Raises:
-            ValueError: an unknown direction, codes of another shape, type or origin, or k out of range.
+            ValueError: an unknown direction, codes of another shape, type or origin, a selection of another
+                release or side, or k out of range.
         """
         side = self._side(direction)
         self._check(codes, k, side=side)
@@ -253,7 +255,7 @@ class Release:
         """Look up the rows of some keys, to search among them more than once.
 
         Forgotten keys, and those that the release does not hold, select nothing; `count` says how many rows
-        there are.
+        there are. Another release, or another direction, refuses it.
 
         Raises:
             TypeError: one string instead of a collection, or a key that is none.
@@ -264,7 +266,8 @@ class Release:
         if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
             raise TypeError("keys must be a collection of strings, the keys of the source")
         names = list(dict.fromkeys(keys))
-        return of_keys(self._parts[side], names, sample_ids(names)).without(self._hidden[side])
+        found = of_keys(self._parts[side], names, sample_ids(names)).without(self._hidden[side])
+        return replace(found, release=self.digest, side=side)
 
     def visible(self, side: str) -> list[tuple[Part, np.ndarray]]:
         """Return the parts of a side, and of each the rows that are not forgotten, ascending."""
@@ -318,10 +321,10 @@ class Release:
     def _chosen(self, keys: Collection[str] | Selection, side: str) -> Selection:
         if not isinstance(keys, Selection):
             return self._select(keys, side)
-        if len(keys.rows) != len(self._parts[side]):
+        if (keys.release, keys.side) != (self.digest, side):
             raise ValueError(
-                f"the selection is of {len(keys.rows)} parts, side {side!r} of release {self.digest} has "
-                f"{len(self._parts[side])}; select(keys, direction) of this release makes one"
+                f"the selection is of side {keys.side!r} of release {keys.release}, this is side {side!r} "
+                f"of release {self.digest}; call select(keys, direction) again, on the release you search"
             )
         return keys.without(self._hidden[side])
 

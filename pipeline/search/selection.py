@@ -5,7 +5,7 @@ than were asked for until enough of them remain: the order of answers is that of
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ class Selection:
     """Some rows of the parts of a side: of every part their numbers, ascending, each once."""
 
     rows: tuple[np.ndarray, ...]  # (n,) int64 each
+    release: str = ""  # digest of the release whose rows they are, and their side: of another the same
+    side: str = ""  # numbers are other rows. '' where it does not leave the release
 
     @property
     def count(self) -> int:
@@ -37,7 +39,9 @@ class Selection:
     def without(self, other: "Selection") -> "Selection":
         """Return the rows that another selection does not hold."""
         pairs = zip(self.rows, other.rows, strict=True)
-        return Selection(tuple(np.setdiff1d(mine, theirs, assume_unique=True) for mine, theirs in pairs))
+        return replace(
+            self, rows=tuple(np.setdiff1d(mine, theirs, assume_unique=True) for mine, theirs in pairs)
+        )
 
     def holds(self, part: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Tell which (part, row) are of the selection, in the shape of both; part -1 never is."""

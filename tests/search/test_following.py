@@ -68,6 +68,21 @@ def test_a_newer_release_is_taken_once_it_is_time_to_look(tmp_path: Path) -> Non
     assert not handle.look()
 
 
+def test_a_selection_of_the_release_before_is_refused_and_goes_on_filtering_that_one(tmp_path: Path) -> None:
+    first = night(tmp_path, 1)
+    handle = follow(tmp_path, Clock())
+    held = handle.release
+    mine = held.select(["1:3", "2:4"])
+    assert handle.search(QUERY, 1, keys=mine).keys == [["1:3"]]
+    second = night(tmp_path, 2)
+    assert handle.look()
+    with pytest.raises(ValueError, match=rf"of release {first}, this .* {second}; call select.* again"):
+        handle.search(QUERY, 1, keys=mine)
+    assert held.search(QUERY, 1, keys=mine).keys == [["1:3"]]
+    again = handle.release.select(["1:3", "2:4"])
+    assert handle.search(QUERY, 1, keys=again).keys == [["2:4"]]
+
+
 def test_no_query_is_lost_or_mixed_while_releases_come_and_old_ones_go(tmp_path: Path) -> None:
     night(tmp_path, 0)
     handle = Release.follow(tmp_path, seconds=0, sides=["image"])

@@ -165,10 +165,28 @@ def test_codes_of_another_tower_or_bit_order_are_refused_where_that_is_known(tmp
         release.range_search(QUERY, 1, origin=Origin(bit_order="lsb"))
 
 
-def test_what_is_no_collection_of_keys_or_a_selection_of_another_layout_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_collection_of_keys_is_refused(tmp_path: Path) -> None:
     release = Release.open(tmp_path, digest=make_store(tmp_path), sides=["image"])
     for keys in ("k1", [1, 2]):
         with pytest.raises(TypeError, match="keys must be a collection of strings"):
             release.search(QUERY, 1, keys=keys)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"the selection is of 1 parts, side 'image' of release .* has 2"):
-        release.search(QUERY, 1, keys=selection.Selection((np.arange(2),)))
+
+
+def test_a_selection_of_another_release_or_side_never_filters(tmp_path: Path) -> None:
+    """Both releases have one part a side: their row numbers would pass for each other's."""
+
+    def opened(first: int) -> Release:
+        table = {f"u{first}": code_table(KEYS[first : first + 60], size=2, codes=CODES[:60])}
+        digest = write_store(tmp_path, {"image": [table], "text": [table]}, code_length=16)
+        return Release.open(tmp_path, digest=digest)
+
+    old, new = opened(0), opened(30)
+    mine = old.select(["k40", "k41"])
+    assert {*old.search(QUERY, 2, keys=mine).keys[0]} == {"k40", "k41"}
+    for asked in (new.search, new.range_search):
+        with pytest.raises(ValueError, match=rf"of release {old.digest}, this .*{new.digest}; call select"):
+            asked(QUERY, 2, keys=mine)
+    with pytest.raises(ValueError, match=r"the selection is of side 'image' .* this is side 'text'"):
+        old.search(QUERY, 2, "I2T", keys=mine)
+    again = Release.open(tmp_path, digest=old.digest)
+    assert {*again.search(QUERY, 2, keys=mine).keys[0]} == {"k40", "k41"}
