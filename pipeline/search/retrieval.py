@@ -258,13 +258,17 @@ class Release:
         there are. Another release, or another direction, refuses it.
 
         Raises:
-            TypeError: one string instead of a collection, or a key that is none.
+            TypeError: one string or an iterator instead of a collection, or a key that is no string.
         """
         return self._select(keys, self._side(direction))
 
     def _select(self, keys: Collection[str], side: str) -> Selection:
-        if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
-            raise TypeError("keys must be a collection of strings, the keys of the source")
+        # An iterator would be empty the second time: here, or in the caller's next search.
+        listed = isinstance(keys, Collection) and not isinstance(keys, str)
+        if not listed or not all(isinstance(key, str) for key in keys):
+            raise TypeError(
+                f"keys must be a collection of strings, the keys of the source, got {type(keys).__name__}"
+            )
         names = list(dict.fromkeys(keys))
         found = of_keys(self._parts[side], names, sample_ids(names)).without(self._hidden[side])
         return replace(found, release=self.digest, side=side)

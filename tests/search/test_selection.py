@@ -167,7 +167,7 @@ def test_codes_of_another_tower_or_bit_order_are_refused_where_that_is_known(tmp
 
 def test_what_is_no_collection_of_keys_is_refused(tmp_path: Path) -> None:
     release = Release.open(tmp_path, digest=make_store(tmp_path), sides=["image"])
-    for keys in ("k1", [1, 2]):
+    for keys in ("k1", [1, 2], (key for key in KEYS), 7):
         with pytest.raises(TypeError, match="keys must be a collection of strings"):
             release.search(QUERY, 1, keys=keys)  # type: ignore[arg-type]
 
