@@ -121,8 +121,15 @@ def sample_id(key: str) -> int:
 
 
 def sample_ids(keys: Iterable[str]) -> np.ndarray:
-    """Return the (N,) int64 ids of keys."""
-    digests = b"".join([blake2b(key.encode(), digest_size=8).digest() for key in keys])
+    """Return the (N,) int64 ids of keys.
+
+    Raises:
+        ValueError: a key cannot be written as UTF-8.
+    """
+    try:
+        digests = b"".join([blake2b(key.encode(), digest_size=8).digest() for key in keys])
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a key must be UTF-8, got {error.object!r}") from None
     return (np.frombuffer(digests, dtype=">u8") >> np.uint64(1)).astype(np.int64)
 
 

@@ -119,15 +119,17 @@ class Release:
         Args:
             uri: of the store: a local folder or s3://bucket/prefix.
             digest: of a release; the channel is not read then.
-            sides: those that will be searched; T2I searches `image`, I2T `text`.
+            sides: those that will be searched, a list: T2I searches `image`, I2T `text`.
             cache: folder for the parts of a remote store; by default `hashfleet` in the user's cache folder.
             check: read the parts of a local store in full and compare their sha256s; copies of a remote
                 one's always are, when they are made.
         Raises:
+            ValueError: a side is neither `image` nor `text`.
             ManifestError: no release is published, the store is of a newer format, or a file of the release
                 is missing or is not the one that it names.
             OSError: the cache folder is full or cannot be written, or the store cannot be read.
         """
+        sides = _sides(sides)
         storage = Storage(os.fspath(uri))
         check_store(storage)
         if digest is None:
@@ -236,10 +238,11 @@ class Release:
         Returns:
             for each query the distances, ids and keys of its hits, ordered as those of `search`.
         Raises:
-            ValueError: as `search`; a radius below 0.
+            TypeError, ValueError: as `search`; a radius that is no whole number from 0.
         """
         side = self._side(direction)
         self._check(codes, side=side)
+        _check_whole("radius", radius)
         self._check_origin(origin, direction)
         parts = self._parts[side]
         found = within(parts, codes, int(radius), effort=self._effort)
@@ -357,10 +360,21 @@ class Release:
                 f"codes must be (queries, {size}) uint8 for the {self.code_length}-bit codes of release "
                 f"{self.digest}, got {codes.shape} {codes.dtype}"
             )
-        if isinstance(k, bool) or not isinstance(k, int | np.integer):
-            raise TypeError(f"k must be a whole number, got {k!r}")
+        _check_whole("k", k)
         if not 1 <= k <= self.rows(side):
             raise ValueError(f"k must be within 1 and the {self.rows(side)} codes of side {side!r}, got {k}")
+
+
+def _sides(sides: Sequence[str]) -> tuple[str, ...]:
+    known, chosen = tuple(DIRECTIONS.values()), tuple(sides)
+    if isinstance(sides, str) or not set(chosen) <= set(known):
+        raise ValueError(f"sides must be a list of some of {', '.join(known)}, got {sides!r}")
+    return chosen
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def _ask(

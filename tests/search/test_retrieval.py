@@ -98,6 +98,22 @@ def test_a_side_that_was_not_opened_says_so(store: tuple[Path, str]) -> None:
         release.search(QUERY, 1, "T2I")
 
 
+@pytest.mark.parametrize("sides", ["image", ["img"], ("image", "Text")])
+def test_sides_that_are_no_list_of_sides_are_refused(store: tuple[Path, str], sides: str) -> None:
+    with pytest.raises(ValueError, match=r"sides must be a list of some of image, text, got .*im"):
+        Release.open(store[0], digest=store[1], sides=sides)
+
+
+def test_a_radius_is_a_whole_number_from_0(store: tuple[Path, str]) -> None:
+    release = Release.open(store[0], digest=store[1])
+    assert len(release.range_search(QUERY, np.int64(16))[0][2]) == 60
+    for radius in (2.5, float("nan"), "3", True):
+        with pytest.raises(TypeError, match=f"radius must be a whole number, got {radius!r}"):
+            release.range_search(QUERY, radius)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="radius must be at least 0, got -1"):
+        release.range_search(QUERY, -1)
+
+
 @pytest.mark.parametrize("recipe", ["BIVF4", "BHNSW8", "BHash6", "BHash2x4"])
 def test_a_release_of_every_family_is_opened_and_searched(tmp_path: Path, recipe: str) -> None:
     family = parse_recipe(recipe)

@@ -172,6 +172,12 @@ def test_what_is_no_collection_of_keys_is_refused(tmp_path: Path) -> None:
             release.search(QUERY, 1, keys=keys)  # type: ignore[arg-type]
 
 
+def test_a_key_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
+    release = Release.open(tmp_path, digest=make_store(tmp_path), sides=["image"])
+    with pytest.raises(ValueError, match=r"a key must be UTF-8, got 'k\\udcff'"):
+        release.search(QUERY, 1, keys=["k1", "k\udcff"])
+
+
 def test_a_selection_of_another_release_or_side_never_filters(tmp_path: Path) -> None:
     """Both releases have one part a side: their row numbers would pass for each other's."""
 
