@@ -27,12 +27,10 @@ from jobs.command import Result
 from jobs.config import Config
 from pipeline.releases.manifest import ManifestError
 from pipeline.releases.storage import Storage
-from pipeline.search.retrieval import DIRECTIONS, Hits, Release
+from pipeline.search.retrieval import DIRECTIONS, QUERY_SIDES, Hits, Release
 
 if TYPE_CHECKING:
     from cmh_models.method import HashMethod, Side
-
-QUERY_SIDES: dict[str, "Side"] = {"T2I": "text", "I2T": "image"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,11 +53,6 @@ class Family:
     def has_quantiser(self) -> bool:
         return self.kind == "ivf"
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether every code is looked at."""
-        return self.kind == "flat"
-
     def check_fits(self, code_length: int) -> None:
         """Check that codes of a length can be indexed so.
 
