@@ -167,6 +167,9 @@ class Backbone(Described):
         if hasattr(self.backbone, "gradient_checkpointing_enable"):
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         elif hasattr(self.backbone, "set_grad_checkpointing"):
+            for module in self.backbone.modules():
+                if hasattr(module, "inplace"):
+                    module.inplace = False  # what is computed from again must be as it was
             self.backbone.set_grad_checkpointing()
         else:
             super().checkpoint_activations()

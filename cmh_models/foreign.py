@@ -1,7 +1,6 @@
 """Networks and tokenisers of transformers and timm, imported when a tower first needs them."""
 
 import json
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,20 +33,39 @@ def without_pooler(network: nn.Module) -> nn.Module:
     return network
 
 
-def timm_network(architecture: str, *, weights: str | None = None) -> Any:
-    """Return the stages of a network of timm: with random weights, or those of a file.
+def timm_network(architecture: str) -> Any:
+    """Return the stages of a network of timm, with random weights.
 
     Raises:
         ValueError: the package cannot be imported, or it knows no such network.
     """
     timm = imported("timm", "towers.image")
-    create = partial(timm.create_model, architecture, features_only=True)
     try:
-        if weights is None:
-            return create(pretrained=False)
-        return create(pretrained=True, pretrained_cfg_overlay={"file": weights})
+        return timm.create_model(architecture, features_only=True, pretrained=False)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"towers.image: timm cannot build {architecture!r}: {one_line(error)}") from error
+
+
+def timm_weights(architecture: str, file: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the weights of a network's stages as timm reads them from a file, and which the file lacks.
+
+    timm leaves what it does not find as it was drawn, and says nothing: so they are drawn twice.
+
+    Raises:
+        ValueError: the file is of another network.
+    """
+    timm = imported("timm", "towers.image")
+    given = {"features_only": True, "pretrained": True, "pretrained_cfg_overlay": {"file": file}}
+    drawn: list[dict[str, torch.Tensor]] = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            try:
+                drawn.append(timm.create_model(architecture, **given).state_dict())
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(f"towers.image: weights in {file} do not fit: {one_line(error)}") from error
+    state, other = drawn
+    return state, sorted(name for name, value in state.items() if not torch.equal(value, other[name]))
 
 
 def imported(package: str, where: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from cmh_models.backbones import Backbone, BackboneTower, TimmTower, TransformersTextTower
 from cmh_models.described import TowerSettings
-from cmh_models.foreign import imported, one_line, timm_network, without_pooler
+from cmh_models.foreign import imported, one_line, timm_weights, without_pooler
 from cmh_models.method import HashMethod, Side
 
 RANDOM = "none"
@@ -66,13 +66,20 @@ def load_weights(method: HashMethod, side: Side, folder: Path) -> None:
     if isinstance(tower.settings, TimmTower):
         file = folder / "model.safetensors"
         named = str(file if file in files else files[0])
-        architecture = (tower.settings.config or {})["architecture"]
-        tower.load_backbone(timm_network(architecture, weights=named).state_dict())
-        return
-    tower.load_backbone(_transformers_state(tower, side, folder))
+        state, missing = timm_weights((tower.settings.config or {})["architecture"], named)
+    else:
+        state, missing = _transformers_state(tower, side, folder)
+    if missing:
+        raise ValueError(
+            f"towers.{side}: {folder} lacks {len(missing)} weights of the network, first {missing[0]}: "
+            "it holds another model"
+        )
+    tower.load_backbone(state)
 
 
-def _transformers_state(tower: Backbone, side: Side, folder: Path) -> dict[str, torch.Tensor]:
+def _transformers_state(
+    tower: Backbone, side: Side, folder: Path
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
         loaded, told = type(tower.backbone).from_pretrained(
             str(folder),
@@ -85,13 +92,7 @@ def _transformers_state(tower: Backbone, side: Side, folder: Path) -> dict[str, 
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"towers.{side}: weights in {folder} do not fit: {one_line(error)}") from error
     state: dict[str, torch.Tensor] = without_pooler(loaded).state_dict()
-    missing = sorted(set(told["missing_keys"]) & set(state))
-    if missing:
-        raise ValueError(
-            f"towers.{side}: {folder} lacks {len(missing)} weights of the network, first {missing[0]}: "
-            "it holds another model"
-        )
-    return state
+    return state, sorted(set(told["missing_keys"]) & set(state))
 
 
 def _facts(settings: BackboneTower, side: Side, config: dict[str, Any], folder: Path) -> dict[str, Any]:
