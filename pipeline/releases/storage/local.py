@@ -31,7 +31,7 @@ class LocalBackend:
         if target.exists():
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(target) as partial:
+        with temporary(target) as partial, _naming(target, partial):
             _write_synced(partial, data)
             try:
                 os.link(partial, target)
@@ -65,7 +65,8 @@ class LocalBackend:
         self._put(path, lambda partial: _copy_synced(file, partial))
 
     def download(self, path: str, file: Path) -> None:
-        shutil.copyfile(self.root / path, file)
+        with _naming(file, file):
+            shutil.copyfile(self.root / path, file)
 
     def local(self, path: str) -> Path | None:
         return self.root / path
@@ -76,7 +77,7 @@ class LocalBackend:
     def _put(self, path: str, fill: Callable[[Path], None]) -> None:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(target) as partial:
+        with temporary(target) as partial, _naming(target, partial):
             fill(partial)
             partial.replace(target)
         _sync_folder(target.parent)
@@ -106,6 +107,18 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     name = digest_bytes(os.fsencode(path))
     token = f"{status.st_mtime_ns}-{name}"
     return SourceFile(path=path, size=status.st_size, token=token, modified=status.st_mtime)
+
+
+@contextlib.contextmanager
+def _naming(target: Path, partial: Path) -> Iterator[None]:
+    """Let an error of writing name the file that was to be: Python names the source of a copy, or nothing."""
+    try:
+        yield
+    except OSError as error:
+        of_another = error.filename2 is None and error.filename not in (None, str(partial))
+        if error.errno is None or of_another:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _write_synced(file: Path, data: bytes) -> None:
