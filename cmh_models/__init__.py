@@ -31,15 +31,24 @@ def method_class(name: str) -> type[HashMethod]:
     return found
 
 
+def config_class(method: dict[str, Any]) -> type[MethodConfig]:
+    """Return what the settings of a method are checked against.
+
+    Raises:
+        ValueError: no name is given, or no method has it.
+    """
+    if "name" not in method:
+        raise ValueError(f"method.name is missing; known: {', '.join(sorted(METHODS))}")
+    return method_class(method["name"]).Config
+
+
 def method_config(method: dict[str, Any]) -> MethodConfig:
     """Check the settings of a method and return them with every default filled in.
 
     Raises:
         ValueError: an unknown name, an unknown key or a value out of its range.
     """
-    if "name" not in method:
-        raise ValueError(f"method.name is missing; known: {', '.join(sorted(METHODS))}")
-    return method_class(method["name"]).Config.model_validate(method)
+    return config_class(method).model_validate(method)
 
 
 def build_method(method: dict[str, Any], towers: dict[str, Any]) -> HashMethod:

@@ -7,13 +7,13 @@ not train starts without them.
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from jobs.explaining import explain
 from pipeline.corpus.decode import DecodeLimits
@@ -111,6 +111,25 @@ class ResourcesConfig(Section):
     worker_timeout: int = Field(default=600, ge=1)  # seconds to wait for a cluster that cannot give them
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Which source gave a setting: the file, the environment or the command line."""
+
+    path: str | None = None  # of the file
+    in_file: frozenset[str] = frozenset()  # dotted names of its settings and sections
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # dotted name -> in words, where it was given
+
+    def where(self, name: str) -> str:
+        """Tell in words where a setting was given: by its name, with all around it, or with what is in it."""
+        around = [key for key in self.elsewhere if f"{name}.".startswith(f"{key}.")]
+        if around:
+            return self.elsewhere[max(around, key=len)].removesuffix(f" {name}")
+        inside = [key for key in self.elsewhere if key.startswith(f"{name}.")]
+        if inside and name not in self.in_file:
+            return self.elsewhere[inside[0]]
+        return self.path or "config"
+
+
 class Config(Section):
     """The whole of a run's settings. Sections that are plain mappings here are checked by their owners."""
 
@@ -126,6 +145,7 @@ class Config(Section):
     gate: dict[str, Any] = {}
     store: StoreConfig = StoreConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    _sources: Sources = PrivateAttr(default_factory=Sources)
 
     def section(self, name: str, model: type[Model]) -> Model:
         """Check one of the sections that their owners define.
@@ -133,20 +153,30 @@ class Config(Section):
         Raises:
             ValueError: a key is unknown or a value does not fit.
         """
-        return validate(model, getattr(self, name), prefix=f"{name}.")
+        return validate(model, getattr(self, name), prefix=f"{name}.", where=self._sources.where)
+
+    def check(self, *names: str) -> dict[str, BaseModel]:
+        """Check some of the sections that their owners define, by name; loads these owners.
+
+        Raises:
+            ValueError: a key is unknown or a value does not fit.
+        """
+        return {name: self.section(name, self._owner(name)) for name in names}
+
+    def _owner(self, name: str) -> type[BaseModel]:
+        if name == "method":
+            from cmh_models import config_class
+
+            return config_class(self.method)
+        module, _, model = OWNERS[name].partition(":")
+        owner: type[BaseModel] = getattr(importlib.import_module(module), model)
+        return owner
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting with its default filled in; loads the owners of all sections."""
-        from cmh_models import method_config
-
-        values = self.model_dump(mode="json")
-        for name, owner in OWNERS.items():
-            module, _, model = owner.partition(":")
-            checked = self.section(name, getattr(importlib.import_module(module), model))
-            values[name] = checked.model_dump(mode="json")
-        if self.method:
-            values["method"] = method_config(self.method).model_dump(mode="json")
-        return values
+        checked = self.check(*OWNERS, *(["method"] if self.method else []))
+        dumped = {name: section.model_dump(mode="json") for name, section in checked.items()}
+        return self.model_dump(mode="json") | dumped
 
     def require(self, key: str) -> str:
         """Return a setting that this job cannot do without, by its dotted name."""
@@ -169,6 +199,7 @@ def load_config(
         ValueError: a source cannot be read, a key is unknown, or a value does not fit.
     """
     values = _read_yaml(path) if path else {}
+    in_file = frozenset(_names(values))
     texts: dict[str, _Text] = {}
     for name, text in sorted(environ.items()):
         if name.startswith("HASHFLEET_"):
@@ -184,11 +215,10 @@ def load_config(
         _assign(values, key, texts[key].value(), source=texts[key].source)
     _keep_texts(values, texts)
 
-    def where(name: str) -> str:
-        given = [key for key in texts if f"{name}.".startswith(f"{key}.")]
-        return texts[max(given, key=len)].source.removesuffix(f" {name}") if given else path or "config"
-
-    return validate(Config, values, where=where)
+    sources = Sources(path, in_file, {key: text.source for key, text in texts.items()})
+    config = validate(Config, values, where=sources.where)
+    config._sources = sources
+    return config
 
 
 def validate(
@@ -273,6 +303,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections (a mapping), got {type(values).__name__}")
     return {name: section for name, section in values.items() if section is not None}  # all commented out
+
+
+def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings and of the sections around them."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, *, source: str) -> None:

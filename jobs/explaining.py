@@ -36,8 +36,9 @@ def _tell(issue: Any, name: str, models: list[type[BaseModel]]) -> str:
         tag = context["discriminator"].strip("'")
         return f"{name}.{tag} must be one of {context['expected_tags']}, got {context['tag']!r}"
     message = issue["msg"].removeprefix("Value error, ")
-    given = f", got {issue['input']!r}"
-    message = message.removesuffix(given) + given
+    given = repr(issue["input"])
+    if not message.endswith(f", got {given}") and not (isinstance(issue["input"], str) and given in message):
+        message = f"{message}, got {given}"
     key = name.rpartition(".")[2]
     if message.startswith(f"{key} "):
         return name + message.removeprefix(key)

@@ -66,6 +66,58 @@ def test_the_source_of_a_wrong_setting_is_named(tmp_path: Path) -> None:
         load_config(write(tmp_path, "run: {sead: 1}"), [], environ)
 
 
+def test_a_section_that_is_misspelt_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
+    file = write(tmp_path, "train: {epochs: 1}")
+    for overrides, environ, told in (
+        (["trian.epochs=3"], {}, r"^--set trian\.epochs: unknown key 'trian'; known: data, "),
+        ([], {"HASHFLEET_TRIAN__EPOCHS": "3"}, r"^environment variable HASHFLEET_TRIAN__EPOCHS: unknown key"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load_config(file, overrides, environ)
+    with pytest.raises(ValueError, match=r"^.*c\.yaml: unknown key 'trian'"):
+        load_config(write(tmp_path, "trian: {epochs: 1}"), ["trian.seed=3"], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "told"),
+    [
+        ("", "gate.max_dead_bit=1", r"^--set: unknown key 'gate\.max_dead_bit'; known: canary, "),
+        ("", "train.epochs=x", r"^--set: train\.epochs: input should be a valid integer.*, got 'x'$"),
+        (
+            "gate: {parts: 0}",
+            "gate.k=5",
+            r"^\S*c\.yaml: gate\.parts: input should be .*, got 0$",
+        ),
+        (
+            "method: {name: dscmh}",
+            "method.chunk=x",
+            r"^--set: method\.chunk: input should be .* 'x'$",
+        ),
+        (
+            "method: {name: jdsh, code_length: 20}",
+            "run.seed=1",
+            r"c\.yaml: method\.code_length must .* 20$",
+        ),
+        (
+            "method: {name: jdsh}",
+            "method.alhpa=1",
+            r"^--set: unknown key 'method\.alhpa'; known: .*code_length",
+        ),
+    ],
+)
+def test_a_section_that_its_owner_checks_names_setting_and_source(
+    text: str, override: str, told: str, tmp_path: Path
+) -> None:
+    config = load_config(write(tmp_path, text), [override], {})
+    with pytest.raises(ValueError, match=told):
+        config.resolved()
+
+
+def test_a_text_that_the_message_names_is_not_said_twice() -> None:
+    with pytest.raises(ValueError, match=r"index\.recipe: unknown index recipe 'BFoo'; known: .*x<b>$"):
+        load_config(None, ["index.recipe=BFoo"], {}).resolved()
+
+
 @pytest.mark.parametrize(
     "text", ["2026-11-22", "012", "on", "1e3", "a #1 b", "a: b".replace(": ", ":"), " x "]
 )
