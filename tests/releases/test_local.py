@@ -1,10 +1,16 @@
 """Local folders as storage, down to the operating system: what errors name, what is durable, what is left."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pipeline.releases.collecting import sweep
+from pipeline.releases.storage import Storage
 
 FILLED = """
 import resource, sys
@@ -47,3 +53,76 @@ def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(
     told, left = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told.startswith(f"{reason}|{tmp_path}/{named}")
     assert left == "source"
+
+
+class Calls:
+    """The calls to the operating system that change a folder or sync something, in order, as they succeed."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.made = root, list[tuple[str, str]]()
+        for name in ("mkdir", "rmdir", "unlink", "replace", "link"):
+            monkeypatch.setattr(os, name, self._noting(name, getattr(os, name)))
+        monkeypatch.setattr(os, "fsync", self._noting("fsync", os.fsync))
+
+    def _noting(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any, **options: Any) -> Any:
+            answer = call(*arguments, **options)
+            if name == "fsync":
+                path = Path(f"/proc/self/fd/{arguments[0]}").readlink()
+                size = os.fstat(arguments[0]).st_size
+                self.made.append((name, self._named(path) if path.is_dir() else f"{size} bytes"))
+            else:
+                target = arguments[1] if name in ("replace", "link") else arguments[0]
+                self.made.append((name, self._named(Path(target))))
+            return answer
+
+        return noting
+
+    def _named(self, path: Path) -> str:
+        return ".tmp" if path.name.startswith(".tmp-") else path.relative_to(self.root).as_posix()
+
+    def taken(self) -> list[tuple[str, str]]:
+        """Return the calls since the last time."""
+        made, self.made = self.made, []
+        return made
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(tmp_path, monkeypatch)
+
+
+def test_a_new_file_its_name_and_its_new_folders_are_synced_before_it_is_said_to_stand(
+    tmp_path: Path, calls: Calls
+) -> None:
+    storage = Storage(tmp_path / "store")
+    assert storage.create("heads/new/1.json", b"first entry")
+    assert calls.taken() == [
+        ("mkdir", "store"),
+        ("fsync", "."),
+        ("mkdir", "store/heads"),
+        ("fsync", "store"),
+        ("mkdir", "store/heads/new"),
+        ("fsync", "store/heads"),
+        ("fsync", "11 bytes"),
+        ("link", "store/heads/new/1.json"),
+        ("unlink", ".tmp"),
+        ("fsync", "store/heads/new"),
+    ]
+    placed = [("fsync", "3 bytes"), ("replace", "store/heads/new/2.json"), ("fsync", "store/heads/new")]
+    storage.write("heads/new/2.json", b"abc")
+    assert calls.taken() == placed
+    (tmp_path / "source").write_bytes(b"abc")
+    storage.upload(tmp_path / "source", "heads/new/2.json")
+    assert calls.taken() == placed
+
+
+def test_a_manifest_is_gone_for_good_before_what_it_names_goes(tmp_path: Path, calls: Calls) -> None:
+    storage = Storage(tmp_path)
+    gone = ("releases/a.json", "parts/a.faiss", "parts/a.keys.arrow")
+    for path in (*gone, "releases/b.json", "parts/b.faiss"):
+        storage.write(path, b"x")
+    calls.taken()
+    sweep(storage, [storage.stat(path) for path in gone], undisturbed=lambda: True)
+    steps = [(("unlink", path), ("fsync", path.split("/")[0])) for path in gone]
+    assert calls.taken() == [call for step in steps for call in step]

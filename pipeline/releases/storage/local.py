@@ -1,4 +1,6 @@
-"""A local folder as storage: a temporary file in the same folder, synced, then renamed or linked."""
+"""A local folder as storage: a temporary file in the same folder, synced, then renamed or linked.
+
+What has returned outlasts a loss of power: files, the folders that they needed, and removals."""
 
 import contextlib
 import errno
@@ -30,7 +32,7 @@ class LocalBackend:
         target = self.root / path
         if target.exists():
             return False
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with temporary(target) as partial, _naming(target, partial):
             _write_synced(partial, data)
             try:
@@ -59,7 +61,9 @@ class LocalBackend:
         yield from _walk(folder, f"{prefix}/" if prefix else "", above=())
 
     def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+        target = self.root / path
+        target.unlink(missing_ok=True)
+        _sync_folder(target.parent)
 
     def upload(self, file: Path, path: str) -> None:
         self._put(path, lambda partial: _copy_synced(file, partial))
@@ -76,7 +80,7 @@ class LocalBackend:
 
     def _put(self, path: str, fill: Callable[[Path], None]) -> None:
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with temporary(target) as partial, _naming(target, partial):
             fill(partial)
             partial.replace(target)
@@ -134,9 +138,24 @@ def _copy_synced(source: Path, file: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it, each of them durable in the one above."""
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable before anything that names the file can be written."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make a rename or a removal durable before anything that counts on it can be done."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # removed by another, with all that was in it: that is to last, too
+        return _sync_folder(folder.parent)
     try:
         os.fsync(descriptor)
     finally:
