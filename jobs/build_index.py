@@ -40,9 +40,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
         RuntimeError: a unit has no codes yet.
     """
     current = open_channel(config).current_release()
+    night = open_night(config, args, job="build_index")
     if args.dry_run and undrawn(config):
         return Result()
-    night = open_night(config, args, job="build_index")
     parent = read_parent(night, current)
     night = settle_index(night, parent)
     wanted = plan(night, parent)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from jobs.night import Night, Parent
 from jobs.progress import duration
-from pipeline.encoding.outcome import PLACES
+from pipeline.encoding.outcome import PLACES, Outcome, count_rows
 from pipeline.releases.manifest import joined
 from pipeline.releases.planning import Plan, source_bytes
 
@@ -65,6 +65,12 @@ def print_estimate(night: Night, plan: Plan, parent: Parent) -> Estimate:
         "unknown" if found.seconds is None else f"about {duration(found.seconds)}",
     )
     return found
+
+
+def planned_counts(plan: Plan) -> dict[str, int]:
+    """Return the counts of a result line before the work: of units as planned, of rows none."""
+    planned = {"units_encoded": plan.counts()["units_encoded"], "units_left": 0}
+    return count_rows(Outcome(), plan) | planned
 
 
 def estimate(plan: Plan, parent: Parent, *, rate: float | None) -> Estimate:

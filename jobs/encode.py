@@ -24,11 +24,11 @@ import time
 from jobs.budget import budget
 from jobs.command import Result
 from jobs.config import Config
-from jobs.dry_run import print_estimate, print_plan
+from jobs.dry_run import planned_counts, print_estimate, print_plan
 from jobs.night import add_limits, encode_metrics, next_tables, open_channel, open_night, plan, read_parent
 from jobs.source import undrawn
 from jobs.stages import encode_units
-from pipeline.encoding.outcome import Outcome, check_limits, count_rows
+from pipeline.encoding.outcome import check_limits, count_rows
 from pipeline.releases.manifest import create_store
 
 WRITES = True
@@ -41,16 +41,16 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     """Encode what neither the current release nor the store holds."""
     limit = budget(args)
     current = open_channel(config).current_release()
+    night = open_night(config, args, job="encode")
     if args.dry_run and undrawn(config):
         return Result()
-    night = open_night(config, args, job="encode")
     parent = read_parent(night, current)
     wanted = plan(night, parent)
     print_plan(wanted, parent)
     outputs = {"store": night.store.uri, "model": night.facts.digest}
     if args.dry_run:
         print_estimate(night, wanted, parent)
-        return Result(outputs=outputs, counts=count_rows(Outcome(), wanted) | {"units_left": 0})
+        return Result(outputs=outputs, counts=planned_counts(wanted))
     create_store(night.store)
     started = time.monotonic()
     outcome = encode_units(night, wanted, budget=limit)

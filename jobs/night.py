@@ -15,11 +15,12 @@ from jobs.budget import add_budget
 from jobs.config import Config, validate
 from jobs.facts import keep_facts, model_facts
 from jobs.memory import add_memory, index_config
-from jobs.source import list_units, source_uri
+from jobs.source import absolute, list_units, source_files, source_uri
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.models import ModelFacts, artefact, keep_model
 from pipeline.encoding.outcome import Outcome, next_rejects, next_units
+from pipeline.quality.gate import GateConfig
 from pipeline.releases.addresses import digest_json
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import (
@@ -113,10 +114,10 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def open_night(config: Config, args: argparse.Namespace, *, job: str = "nightly") -> Night:
-    """Read the model and the settings; nothing of the source is read and nothing is written.
+    """Read the model and the settings; the source is drawn if it is to be, but in a dry run, and not read.
 
     Raises:
-        ValueError: a setting is missing or does not fit, or there is no such model.
+        ValueError: a setting is missing or does not fit, or there is no such model, or no canary.
     """
     for name in ("max_reject_fraction", "max_refused_units"):
         if (value := getattr(args, name, None)) is not None:
@@ -125,8 +126,10 @@ def open_night(config: Config, args: argparse.Namespace, *, job: str = "nightly"
             config = config.model_copy(update={"encode": checked})
     store = Storage(config.require("store.uri"))
     index = index_config(config, args)
-    uri = source_uri(config)
+    if canary := config.section("gate", GateConfig).canary:
+        source_files(absolute(canary), setting="gate.canary")
     facts = model_facts(config, store)
+    uri = source_uri(config, draw=not getattr(args, "dry_run", False))
     return Night(config, uri, Source(_source(uri, store), facts.recipe, SIDES), store, facts, index, job)
 
 

@@ -31,7 +31,7 @@ from typing import Any
 from jobs.budget import Budget, budget
 from jobs.command import Result
 from jobs.config import Config
-from jobs.dry_run import LINES, print_estimate, print_plan
+from jobs.dry_run import LINES, planned_counts, print_estimate, print_plan
 from jobs.facts import keep_facts
 from jobs.indexing import prepare_index, settle_index
 from jobs.leases import kept_alive
@@ -73,12 +73,12 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     """Publish a release of the present source, unless the current one is it already."""
     limit = budget(args)
     channel = open_channel(config)
-    if args.dry_run and undrawn(config):
-        return Result()
     newest = channel.newest()
     if _is_locked(newest):
         return _locked(newest)
     night = open_night(config, args)
+    if args.dry_run and undrawn(config):
+        return Result()
     parent = read_parent(night, newest.release if newest else None)
     night = settle_index(night, parent)
     wanted = plan(night, parent)
@@ -89,7 +89,7 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     print_plan(wanted, parent)
     if args.dry_run:
         print_estimate(night, wanted, parent)
-        return Result(counts=_count(Outcome(), wanted))
+        return Result(counts=planned_counts(wanted))
     create_store(night.store)
     owner, seconds = process_name(), config.store.lease_seconds
     try:

@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 REQUESTS = 16
 """Threads that wait for the storage while large files are opened."""
 
-_EMPTY = "{uri} holds no .parquet file: an empty corpus; see data.path"
+_EMPTY = "{uri} holds no .parquet file: an empty corpus; see {setting}"
 
 
-def source_uri(config: Config) -> str:
+def source_uri(config: Config, *, draw: bool = True) -> str:
     """Return the source as a URI or an absolute path, which means the same to every process of the run.
 
-    With `data.scenes` and nothing at a local `data.path`, the corpus is drawn there.
+    With `data.scenes` and nothing at a local `data.path`, the corpus is drawn there, unless `draw` is false.
 
     Raises:
         ValueError: no path is given, or the built-in corpus is asked for at a URI.
@@ -39,10 +39,15 @@ def source_uri(config: Config) -> str:
                 f"data.scenes draws into a local folder, got data.path {path}; drop one of the two"
             )
         return path
-    folder = Path(path).expanduser().resolve()
-    if scenes is not None and not folder.exists():
-        _draw(folder, scenes)
-    return str(folder)
+    folder = absolute(path)
+    if draw and scenes is not None and not Path(folder).exists():
+        _draw(Path(folder), scenes)
+    return folder
+
+
+def absolute(path: str) -> str:
+    """Return a path of this machine as an absolute one, a URI as it is."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def source_digest(uri: str) -> str:
@@ -68,18 +73,20 @@ def undrawn(config: Config) -> bool:
     return True
 
 
-def source_files(uri: str) -> list[SourceFile]:
+def source_files(uri: str, *, setting: str = "data.path") -> list[SourceFile]:
     """List the units of a source, which must have some.
 
+    Args:
+        setting: that names the source, to be named in errors.
     Raises:
         ValueError: nothing is there, or no Parquet file.
     """
     try:
         files = list_source(uri)
     except FileNotFoundError as error:
-        raise ValueError(f"{error}; see data.path") from error
+        raise ValueError(f"{error}; see {setting}") from error
     if not files:
-        raise ValueError(_EMPTY.format(uri=uri))
+        raise ValueError(_EMPTY.format(uri=uri, setting=setting))
     return files
 
 
@@ -102,7 +109,7 @@ def list_units(
     except FileNotFoundError as error:
         raise ValueError(f"{error}; see data.path") from error
     if not len(files):
-        raise ValueError(_EMPTY.format(uri=uri))
+        raise ValueError(_EMPTY.format(uri=uri, setting="data.path"))
     large = [SourceFile(**row) for row in files_to_open(files, parent_units, limit=limit).to_pylist()]
 
     unread: dict[str, str] = {}

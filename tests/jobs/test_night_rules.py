@@ -196,7 +196,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     code, line, said = command(overrides, "--dry-run")
     assert code == 0
     assert "encode image 0.parquet (new unit, " in said
-    assert line["counts"]["units_total"] == 3
+    assert (line["counts"]["units_total"], line["counts"]["units_encoded"]) == (3, 3)
     assert not (tmp_path / "store").exists()
 
 
@@ -209,6 +209,18 @@ def test_a_dry_run_does_not_draw_the_corpus(
     code, line, said = command(undrawn, "--dry-run", job=job)
     assert (code, line["status"], "would draw 4 scenes into" in said) == (0, "done", True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("wrong", ["gate.max_dead_bit=1", "index.part_boundry=1", "encode.model=nowhere"])
+def test_what_a_run_would_refuse_is_refused_before_the_corpus_is_drawn_and_by_a_dry_run(
+    overrides: list[str], tmp_path: Path, command: Command, wrong: str
+) -> None:
+    undrawn = [*overrides, f"data.path={tmp_path}/drawn", "data.scenes={rows: 4, rows_per_file: 2}", wrong]
+    before = sorted(tmp_path.rglob("*"))
+    for job in (nightly, encode, build_index):
+        told = {command(undrawn, *arguments, job=job)[1]["error"] for arguments in ((), ("--dry-run",))}
+        assert len(told) == 1, told
+    assert sorted(path for path in tmp_path.rglob("*") if "runs" not in str(path)) == before
 
 
 def test_a_source_without_the_columns_is_a_config_error_that_names_what_was_found(
@@ -265,6 +277,11 @@ def test_an_empty_or_missing_source_is_a_config_error(
         ("encode.model=", "encode.model is not set"),
         ("store.uri=", "store.uri is not set"),
         ("index.recipe=BIVF", "index.recipe: unknown index recipe"),
+        ("gate.max_dead_bit=1", "--set: unknown key 'gate.max_dead_bit'; known: canary, "),
+        (
+            "gate.canary=/nowhere",
+            "/nowhere: no such file or folder; expected .parquet files; see gate.canary",
+        ),
         (
             "encode.max_reject_fraction=2",
             "encode.max_reject_fraction: input should be less than or equal to 1",
@@ -272,11 +289,13 @@ def test_an_empty_or_missing_source_is_a_config_error(
     ],
 )
 def test_a_wrong_setting_ends_with_exit_code_2(
-    overrides: list[str], command: Command, override: str, said: str
+    overrides: list[str], command: Command, tmp_path: Path, override: str, said: str
 ) -> None:
-    code, line, _ = command([*overrides, override])
-    assert code == 2
-    assert said in line["error"]
+    for arguments in (("--dry-run",), ()):
+        code, line, _ = command([*overrides, override], *arguments)
+        assert code == 2
+        assert said in line["error"]
+    assert not (tmp_path / "store" / "codes").exists()
 
 
 def test_a_wrong_limit_ends_with_exit_code_2_by_the_name_of_its_setting(
