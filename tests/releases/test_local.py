@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,58 @@ def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(
     tmp_path: Path, verb: str, reason: str, named: str
 ) -> None:
     """A limit on the size of files stands for a full disk: the kernel refuses the same calls."""
-    command = [sys.executable, "-c", FILLED, tmp_path, verb]
+    command = [sys.executable, "-c", FILLED, str(tmp_path), verb]
     told, left = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told.startswith(f"{reason}|{tmp_path}/{named}")
     assert left == "source"
+
+
+def test_a_folder_goes_with_its_last_file_and_the_root_never(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "store")
+    for path in ("runs/step-1/model/a", "runs/step-1/b", "runs/step-2/a"):
+        storage.write(path, b"x")
+    storage.delete("runs/step-1/model/a")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a",
+        "b",
+        "runs",
+        "step-1",
+        "step-2",
+        "store",
+    ]
+    storage.delete("runs/step-1/b")
+    assert not (tmp_path / "store" / "runs" / "step-1").exists()
+    storage.delete("runs/step-2/a")
+    storage.delete("runs/step-2/a")
+    assert [path.name for path in tmp_path.rglob("*")] == ["store"]
+    storage.write("a", b"x")
+    storage.delete("a")
+    assert storage.create("runs/step-1/b", b"y")
+
+
+@pytest.mark.parametrize("verb", ["write", "create"])
+def test_writers_lose_no_file_to_the_removal_of_their_folder(tmp_path: Path, verb: str) -> None:
+    """Each removes its own file in turn, so the folder goes and comes while the others write into it."""
+    faults = list[Exception]()
+
+    def work(name: str) -> None:
+        storage = Storage(tmp_path)
+        try:
+            for number in range(60):
+                path = f"runs/step/{name}"
+                getattr(storage, verb)(path, f"{number}".encode())
+                assert storage.read(path) == f"{number}".encode()
+                storage.delete(path)
+        except Exception as error:
+            faults.append(error)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not faults
+    assert list(tmp_path.iterdir()) == []
 
 
 class Calls:

@@ -14,9 +14,11 @@ import pyarrow.fs
 from pipeline.releases.addresses import digest_bytes
 from pipeline.releases.storage.backend import TEMPORARY, SourceFile, temporary
 
+_TRIES = 100  # to put a file into a folder that others remove as soon as it is empty
+
 
 class LocalBackend:
-    """Files below a local folder, which need not exist before the first write."""
+    """Files below a local folder, which need not exist before the first write. Empty folders do not stay."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -32,8 +34,7 @@ class LocalBackend:
         target = self.root / path
         if target.exists():
             return False
-        _make_folder(target.parent)
-        with temporary(target) as partial, _naming(target, partial):
+        with _partial(target) as partial:
             _write_synced(partial, data)
             try:
                 os.link(partial, target)
@@ -64,6 +65,11 @@ class LocalBackend:
         target = self.root / path
         target.unlink(missing_ok=True)
         _sync_folder(target.parent)
+        with contextlib.suppress(OSError):  # one is not empty, or another process was quicker
+            for folder in target.parents:
+                if folder == self.root:
+                    break
+                folder.rmdir()
 
     def upload(self, file: Path, path: str) -> None:
         self._put(path, lambda partial: _copy_synced(file, partial))
@@ -80,8 +86,7 @@ class LocalBackend:
 
     def _put(self, path: str, fill: Callable[[Path], None]) -> None:
         target = self.root / path
-        _make_folder(target.parent)
-        with temporary(target) as partial, _naming(target, partial):
+        with _partial(target) as partial:
             fill(partial)
             partial.replace(target)
         _sync_folder(target.parent)
@@ -111,6 +116,22 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     name = digest_bytes(os.fsencode(path))
     token = f"{status.st_mtime_ns}-{name}"
     return SourceFile(path=path, size=status.st_size, token=token, modified=status.st_mtime)
+
+
+@contextlib.contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """Yield a new file beside `target`. While it is there nobody can remove the folder, which may be new."""
+    for left in reversed(range(_TRIES)):
+        with temporary(target) as partial, _naming(target, partial):
+            try:
+                _make_folder(target.parent)
+                partial.touch(exist_ok=False)
+            except FileNotFoundError:  # a folder was removed since it was made or found
+                if left:
+                    continue
+                raise
+            yield partial
+            return
 
 
 @contextlib.contextmanager
