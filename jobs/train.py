@@ -25,9 +25,10 @@ from jobs.best import KeepBest, best_model
 from jobs.command import Result, settings_text
 from jobs.config import Config
 from jobs.pretrained import start_from_pretrained
+from jobs.source import undrawn
 from jobs.surroundings import journal, surroundings
 from jobs.trackers import check_trackers
-from jobs.training_run import TrainingRun, keep_model, plan_run
+from jobs.training_run import TrainingRun, check_settings, keep_model, plan_run
 from jobs.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.learning.checkpoint import (
@@ -50,10 +51,10 @@ log = logging.getLogger(__name__)
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Plan the run, train on its ranks, and say where the model is."""
-    if args.dry_run and config.data.scenes and not Path(config.require("data.path")).exists():
-        log.info("would draw the built-in corpus into %s and train on it", config.data.path)
-        return Result()
     check_trackers(config.run.trackers)
+    if args.dry_run and undrawn(config):
+        check_settings(config)
+        return Result()
     plan = plan_run(config)
     for _, index in whole_checkpoints(plan.storage, config.run.name)[:1]:
         check_facts(index, plan.facts)

@@ -17,7 +17,7 @@ from cmh_models.towers import TowersConfig
 from jobs.config import Config
 from jobs.first_rows import check_first_rows
 from jobs.pretrained import fill_towers
-from jobs.source import source_uri
+from jobs.source import source_files, source_uri
 from pipeline.corpus.dataset import PieceReader
 from pipeline.corpus.decode import InputRecipe
 from pipeline.corpus.listing import Listing, Selection, list_pairs
@@ -27,7 +27,7 @@ from pipeline.learning.deepspeed_json import read_json
 from pipeline.learning.engine import check_sections, deepspeed_values, local_device
 from pipeline.learning.training import TrainConfig, refuse_batch_norm, seed_step
 from pipeline.releases.addresses import digest_bytes, digest_json
-from pipeline.releases.storage import Storage, list_source, source_root
+from pipeline.releases.storage import Storage, source_root
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,16 @@ def plan_run(config: Config) -> TrainingRun:
     Raises:
         ValueError: a setting, the source, or what they make together cannot be trained.
     """
+    return _with_rows(config, *check_settings(config))
+
+
+def check_settings(config: Config) -> tuple[TrainConfig, dict[str, Any], Storage]:
+    """Check what can be checked before the source is read, or drawn.
+
+    Raises:
+        ValueError: a setting does not fit, alone or with others.
+    """
+    config.check("method", "towers")
     train = config.section("train", TrainConfig)
     json = read_json(config.deepspeed)
     if config.resources.workers:
@@ -131,13 +141,13 @@ def plan_run(config: Config) -> TrainingRun:
         raise ValueError("train.validate_every_epochs is set: give data.split.validation a share of the rows")
     if train.export == "best" and not train.validate_every_epochs:
         raise ValueError("train.export is best: set train.validate_every_epochs, which decides what is best")
-    return _with_rows(config, train, json, storage)
+    return train, json, storage
 
 
 def _with_rows(config: Config, train: TrainConfig, json: dict[str, Any], storage: Storage) -> TrainingRun:
     uri = source_uri(config)
     filesystem, root = source_root(uri).filesystem()
-    files = list_source(uri)
+    files = source_files(uri)
     paths = [f"{root}/{file.path}" for file in files]
     splits, share = config.data.split.train, config.data.split.validation
     settings = method_config(config.method)

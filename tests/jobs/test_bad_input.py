@@ -1,5 +1,6 @@
 """Input that cannot be trained on or judged is refused in one line, before anything is trained."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import train
 from jobs.cell_data import DataSet
 from jobs.cells import Asked, Cell, run_cell
 from jobs.config import load_config
@@ -48,6 +50,38 @@ def refused(folder: Path, method: str = "jdsh") -> str:
 def test_what_is_not_changed_is_taken(tmp_path: Path) -> None:
     plan(write(tmp_path / "data"))
     plan(tmp_path / "data", "dscmh")
+
+
+def test_a_source_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    assert "nowhere: no such file or folder; expected .parquet files; see data.path" in refused(
+        tmp_path / "nowhere"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "holds no .parquet file: an empty corpus; see data.path" in refused(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "train.epohcs=3",
+        "method.alhpa=1",
+        "towers.image={name: nothing}",
+        "train.export=best",
+        "run.trackers=[teletype]",
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_the_corpus_is_drawn_and_by_a_dry_run(
+    tmp_path: Path, wrong: str
+) -> None:
+    settings = [f"data.path={tmp_path}/scenes", f"run.dir={tmp_path}/runs", "data.scenes={rows: 10}"]
+    config = load_config(None, [*settings, "method.name=jdsh", "resources.workers=0", wrong], {})
+    told = []
+    for dry_run in (True, False):
+        with pytest.raises(ValueError) as caught:
+            train.run(config, argparse.Namespace(dry_run=dry_run))
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["dscmh", "hsidhn"])
