@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 
 from jobs.command import USAGE_ERROR, Result
 from jobs.config import Config
-from jobs.source import source_uri
+from jobs.source import source_files, source_uri
 from jobs.trial import choose_recipe, load_model, time_network
 from pipeline.corpus.importers.writing import LEDGER
 from pipeline.corpus.inspection.findings import (
@@ -50,7 +50,7 @@ from pipeline.corpus.inspection.findings import (
 from pipeline.corpus.inspection.layout import count_keys, count_splits, read_layout
 from pipeline.corpus.inspection.sample import SampledRow, draw_sample
 from pipeline.corpus.inspection.sheet import render_sheet
-from pipeline.releases.storage import Storage, list_source, source_root
+from pipeline.releases.storage import Storage, source_root
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def run(config: Config, args: argparse.Namespace) -> Result:
     if args.rows < 1:
         raise ValueError(f"--rows must be at least 1, got {args.rows}")
     uri = source_uri(config)
-    root, files = source_root(uri), list_source(uri)
-    if not files:
-        raise ValueError(f"{uri} has no .parquet file; hashfleet import_data makes them from other data")
+    root, files = source_root(uri), source_files(uri)
     filesystem, folder = root.filesystem()
 
     def open_file(path: str) -> pq.ParquetFile:

@@ -26,6 +26,7 @@ from cmh_models.method import HashMethod
 from jobs.best import best_model
 from jobs.command import Result
 from jobs.config import Config
+from jobs.source import source_files, source_uri
 from jobs.training_run import TrainingRun, keep_model, plan_run
 from pipeline.learning.checkpoint import check_facts, whole_checkpoints
 from pipeline.learning.engine.conversion import saved_weights
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Write <run.dir>/<run.name>/model."""
+    source_files(source_uri(config, draw=False))  # a run that was trained has a corpus: none is drawn here
     plan = plan_run(config)
     method, metrics = best_model(plan) if args.best else newest_model(plan)
     model = plan.storage.where(plan.model)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 REQUESTS = 16
 """Threads that wait for the storage while large files are opened."""
 
-_EMPTY = "{uri} holds no .parquet file: an empty corpus; see {setting}"
+_EMPTY = "{uri} holds no .parquet file: an empty corpus; see {setting}, or have import_data make such files"
 
 
 def source_uri(config: Config, *, draw: bool = True) -> str:

@@ -149,7 +149,7 @@ def test_a_source_without_rows_or_files_is_trouble(
     (tmp_path / "d/a.parquet").unlink()
     code, line = check(capsys, data__path=tmp_path / "d")
     assert code == 2
-    assert "no .parquet file; hashfleet import_data makes them" in line["error"]
+    assert "no .parquet file: an empty corpus; see data.path, or have import_data make" in line["error"]
 
 
 def test_a_broken_file_among_others_and_an_unfinished_import_are_trouble(

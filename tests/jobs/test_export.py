@@ -55,6 +55,13 @@ def test_a_run_without_a_checkpoint_or_a_best_model_says_so(scenes: Path, tmp_pa
         run(scenes, tmp_path, "resources.workers=0", "train.export=best")
 
 
+@pytest.mark.parametrize("best", [False, True])
+def test_a_run_whose_corpus_is_gone_is_refused_and_no_corpus_is_drawn(tmp_path: Path, best: bool) -> None:
+    with pytest.raises(ValueError, match=r"no such file or folder; .* see data\.path"):
+        exported(tmp_path / "scenes", tmp_path / "runs", "data.scenes={rows: 10}", best=best)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_exports_nothing(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path, "resources.workers=0")
     (tmp_path / "run" / "model").rename(tmp_path / "moved")
