@@ -5,7 +5,8 @@
   verify [DIGEST]   read and hash everything a release names; exit code 1 when something is wrong
   diff A B          which units, parts and settings differ between two releases
   explain KEY       where a row is in the current release, or why it was rejected
-  rollback [DIGEST] make an earlier release current (default: the one before); the gate does not apply
+  rollback [DIGEST] make an earlier release current (default: the one that the current one followed; again:
+                    one further back); the gate does not apply
   promote CHANNEL   make the current release of that channel current here
   forget KEY...     hide keys from every reader, at once and in every channel
   retry-rejects     have the next night read the units again that have rejects

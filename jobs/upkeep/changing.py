@@ -1,6 +1,5 @@
 """The actions that append to a log or leave a note: rollback, promote, forget, retry-rejects."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ HOPELESS = ("forgotten", "duplicate key")
 
 
 def roll_back(request: Request) -> Result:
-    """Make an earlier release current, by default the one before."""
+    """Make an earlier release current, by default the one that the current one followed."""
     current = request.current()
     digest = check_digest(request.digest("rollback")) if request.words else _before(request.log)
     read_release(request.log.storage, digest)
@@ -109,8 +108,11 @@ def _check_length(request: Request, digest: str, before: str | None) -> None:
 
 
 def _before(log: Log) -> str:
-    """Return the newest release before the current one that the store still has."""
-    for digest in itertools.islice(log.releases(), 1, None):
+    """Return the newest release that the current one followed and that the store still has."""
+    line = _line(log)
+    for digest in reversed(line):
+        if digest == line[-1]:
+            continue
         try:
             read_release(log.storage, digest)
         except ManifestError:
@@ -120,6 +122,22 @@ def _before(log: Log) -> str:
         f"{log.storage.where()}: channel {log.channel!r} has no release before the current one; name one that"
         " `releases list` shows"
     )
+
+
+def _line(log: Log) -> list[str]:
+    """Return the releases that led to the current one, which is the last.
+
+    A rollback takes away what had followed the release that it goes back to, so that another one goes on
+    from there instead of returning.
+    """
+    line: list[str] = []
+    for entry in log.history():
+        if entry.kind == "rollback" and entry.release in line:
+            while line[-1] != entry.release:
+                line.pop()
+        elif entry.release is not None and entry.release not in line[-1:]:
+            line.append(entry.release)
+    return line
 
 
 def _reasons(request: Request, address: str) -> list[str]:

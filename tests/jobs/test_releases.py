@@ -11,7 +11,7 @@ from pipeline.releases.addresses import code_path, model_path
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import create_store
 from pipeline.releases.storage import Storage
-from tests.releases.small import taken
+from tests.releases.small import make_release, taken
 from tests.releases.test_upkeep import CODE, MODEL, write_small_release
 
 
@@ -58,6 +58,42 @@ def test_verify_ends_with_code_1_when_a_file_is_harmed(
     code, result, printed = releases(capsys, "verify", Log(store).current_release() or "")
     assert (code, result["status"]) == (1, "failed")
     assert f"{code_path(CODE)} has 5 bytes, the release names 5000" in printed
+
+
+@pytest.mark.parametrize(
+    ("steps", "currents"),
+    [
+        ("A B C < < <", "A B C B A !"),
+        ("A B A < <", "A B A B A"),  # published again, with equal content
+        ("A B B < <", "A B B A !"),
+        ("A B C < C < <", "A B C B C B A"),  # the next night made the bad one again
+        ("A B C D <B E < <", "A B C D B E B A"),
+        ("A B C <A <", "A B C A !"),
+        ("A B C <A <C < <", "A B C A C A !"),
+        ("A B C D < <B <", "A B C D C B A"),
+        ("A B C -B < <", "A B C C A !"),  # gc has removed it
+        ("A B A -B <", "A B A A !"),
+    ],
+)
+def test_every_rollback_goes_further_back(
+    store: Storage, capsys: pytest.CaptureFixture[str], steps: str, currents: str
+) -> None:
+    """A letter is published, < rolls back, <X to X, -X removes X; where nothing is left to go back to: !"""
+    names = {letter: make_release(store, number) for number, letter in enumerate("ABCDE")}
+    letters = {digest: letter for letter, digest in names.items()}
+    log, channel = Log(store, "trial"), ("--set", "store.channel=trial")
+    seen = []
+    for step in steps.split():
+        kind, name = step.rstrip("ABCDE"), names.get(step[-1])
+        code = 0
+        if kind == "<":
+            code = releases(capsys, "rollback", *([name] if name else []), *channel)[0]
+        elif kind == "-":
+            store.delete(f"releases/{name}.json")
+        else:
+            log.promote(name or "", "night")
+        seen.append("!" if code == 1 else letters[log.current_release() or ""])
+    assert " ".join(seen) == currents
 
 
 def test_an_empty_folder_and_an_unpublished_channel_are_said(
