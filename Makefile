@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # build of the same version. It is used where there is no NVIDIA driver and the index can be reached.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-ceph chaos chaos-train test-long check lint clean
+.PHONY: help setup demo test test-ceph test-slurm chaos chaos-train test-long check lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,10 @@ STORAGE_TESTS := tests/releases/test_storage.py tests/releases/test_storage_retr
 	tests/releases/test_s3_faults.py tests/releases/test_heads.py tests/releases/test_heads_races.py tests/chaos
 test-ceph: setup  ## the storage suite and disturbed nights against Ceph's S3 gateway
 	TEST_S3=ceph OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(STORAGE_TESTS) -k "not local and not failing and not interleaving"
+
+# Needs root and Debian's slurmctld slurmd slurm-client munge; two nodes in a temporary folder, as long as the tests.
+test-slurm: setup  ## cluster/slurm/train.sbatch on a Slurm of two nodes: trained, cancelled, submitted again
+	OMP_NUM_THREADS=1 TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py
 
 chaos: setup  ## kill and disturb the night at every step it takes: SEED=N, ONLY=WORDS, POINTS=N
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points $(POINTS))

@@ -88,7 +88,7 @@ def nodes(folder: Path, *, spaces: int) -> Iterator[Nodes]:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "GLOO_SOCKET_IFNAME": "eth0",  # the name of these hosts leads to the loopback device
     }
-    with _hosts(spaces) as names:
+    with hosts(spaces) as names:
         found = Nodes(folder, environment, names)
         try:
             found.start()
@@ -110,7 +110,7 @@ def why_no_namespaces() -> str:
 
 
 @contextlib.contextmanager
-def _hosts(count: int) -> Iterator[list[str]]:
+def hosts(count: int) -> Iterator[list[str]]:
     """Make namespaces that meet on one bridge, inside a namespace of its own."""
     tag = secrets.token_hex(2)
     hub, names = f"hf-{tag}-hub", [f"hf-{tag}-{n}" for n in range(count)]

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -80,8 +81,8 @@ def entrypoints() -> list[Any]:
             if body["kind"] == "RayJob":
                 found.append(pytest.param(body["spec"]["entrypoint"], id=file.name))
     script = (CLUSTER / "slurm" / "train.sbatch").read_text()
-    line = script.partition(" -- \\\n")[2].replace("\\\n", " ")
-    line = line.replace("$SCRATCH", "/scratch").replace("$((8 * SLURM_JOB_NUM_NODES))", "32")
+    given = re.search(r"sbatch cluster/slurm/train.sbatch (.*)", script)[1].replace("$SCRATCH", "/scratch")
+    line = f"python jobs/train.py {given.replace('FILE', 'jobs/configs/clip_jdsh_64.yaml')}"
     return [*found, pytest.param(line, id="train.sbatch")]
 
 
@@ -99,10 +100,16 @@ def test_the_slurm_script_is_a_script() -> None:
     subprocess.run(["bash", "-n", CLUSTER / "slurm" / "train.sbatch"], check=True)
 
 
+def dockerfile() -> list[str]:
+    """Return the instructions of the Dockerfile, one a line, without comments."""
+    text = re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return [line for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines() if line]
+
+
 def test_the_image_holds_what_the_house_is_made_of_and_its_extras_exist() -> None:
     import tomllib
 
-    text = (CLUSTER / "Dockerfile").read_text()
+    text = "\n".join(dockerfile())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extras in re.findall(r'-e "\.\[(.*)\]"', text):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
@@ -111,6 +118,57 @@ def test_the_image_holds_what_the_house_is_made_of_and_its_extras_exist() -> Non
         for source in sources.split():
             assert (ROOT / source).exists()
             assert f"!{source}" in ignored
+    # Everything else stays out: data, secrets and environments that lie in a clone, or below what is taken.
+    assert ignored[0] == "*" and {line for line in ignored if line.startswith("!")} == {
+        f"!{source.rstrip('/')}"
+        for sources in re.findall(r"^COPY (.*) \S+$", text, flags=re.MULTILINE)
+        for source in sources.split()
+    }
+
+
+def test_every_stage_of_the_image_ends_as_a_user_and_the_entrypoints_lie_where_it_puts_them() -> None:
+    lines = dockerfile()
+    starts = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    stages = {
+        lines[start].split()[-1]: lines[start:end]
+        for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)
+    }
+    assert set(stages) == {"base", "cpu", "gpu"}
+    assert "WORKDIR /app" in stages["base"]
+    assert any("useradd" in line and line.split()[-1] == "ray" for line in stages["base"])
+    copied = [word for line in stages["base"] if line.startswith("COPY") for word in line.split()[1:-1]]
+    for target in ("cpu", "gpu"):
+        assert stages[target][0] == f"FROM base AS {target}" and stages[target][-1] == "USER ray"
+    for file in KUBERNETES:
+        for path in re.findall(r"/app/(\S+)", file.read_text()):
+            assert path.split("/")[0] in copied and (ROOT / path).is_file()
+
+
+def test_the_image_holds_what_each_way_to_start_it_calls() -> None:
+    lines = dockerfile()
+    (install,) = [line for line in lines if "apt-get install" in line]
+    programs = set(install.split("--no-install-recommends ")[1].split(" && ")[0].split())
+    # KubeRay's probes; ray stop; how the head of `ray up` reaches its workers.
+    assert {"wget", "procps", "openssh-client", "rsync"} <= programs
+    extras = [set(found.split(",")) for found in re.findall(r'-e "\.\[(.*)\]"', "\n".join(lines))]
+    assert len(extras) == 2
+    for kind in extras:
+        assert {"cluster", "kube", "aws"} <= kind, "rayjob.py needs kube, Ray's AWS provider aws"
+
+
+@pytest.mark.skipif(shutil.which("apt-cache") is None, reason="no apt-cache to ask for packages")
+def test_the_packages_that_the_image_and_the_tests_install_exist() -> None:
+    from tests import ceph, slurm
+
+    (install,) = [line for line in dockerfile() if "apt-get install" in line]
+    asked = install.split("--no-install-recommends ")[1].split(" && ")[0].split()
+    for package in (*asked, *ceph.PACKAGES, *slurm.PACKAGES):
+        found = subprocess.run(
+            ["apt-cache", "policy", package], capture_output=True, text=True, check=True
+        ).stdout
+        if not found:
+            pytest.skip("no package lists here: apt-get update")
+        assert "Candidate: (none)" not in found, package
 
 
 class Cluster:
