@@ -11,6 +11,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from pipeline.releases.storage import Storage
 
 Kind = Literal["acquire", "publish", "rollback", "release", "forget"]
 _HURRIES = 100  # appends lost to others before a writer gives up
+_THREADS = 16  # that read a history: years of nights are tens of thousands of entries
 
 FORGOTTEN_LOG, UPKEEP_LOG = "forgotten.keys", "store.upkeep"
 """Logs of the store itself: of forgotten keys, and the one whose lease is held while files are removed. They
@@ -121,7 +123,8 @@ class Log:
         Raises:
             ManifestError: an entry is damaged or missing between others.
         """
-        entries = [entry for seq in self._sequence() if (entry := self._read(seq)) is not None]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            entries = [entry for entry in pool.map(self._read, self._sequence()) if entry is not None]
         for entry, following in itertools.pairwise(entries):
             if following.seq != entry.seq + 1:
                 raise ManifestError(
