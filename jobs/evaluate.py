@@ -25,6 +25,7 @@ from cmh_models.method import SIDES
 from jobs.command import Result
 from jobs.config import Config
 from jobs.judging import judge
+from jobs.source import source_files
 from pipeline.quality.evaluation import DEFINITIONS, Evaluation
 from pipeline.quality.metrics import bit_health
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Encode the query and retrieval rows, judge them, and judge the baselines beside them if asked to."""
+    if config.evaluate.baselines and config.evaluate.train:
+        source_files(config.evaluate.train, setting="evaluate.train")
     judged = judge(config)
     model, retrieval = judged.evaluations["model"], judged.coded["model"][1]
     details: dict[str, Any] = {

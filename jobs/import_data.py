@@ -37,6 +37,8 @@ import tempfile
 from collections import Counter
 from typing import Any
 
+from pyarrow.fs import FileType
+
 from jobs.command import Result
 from jobs.config import Config
 from pipeline.corpus.importers.opening import FORMATS, SourceOptions, open_importer
@@ -112,10 +114,11 @@ def _options(args: argparse.Namespace, config: Config) -> SourceOptions:
 
 def _open_path(path: str) -> tuple[InputFolder, str]:
     root = source_root(path)
-    if "://" not in path and not Path(path).exists():
-        raise ValueError(f"{path}: no such file or folder")
     filesystem, folder = root.filesystem()
-    return InputFolder(filesystem, folder), Storage(path).uri.removeprefix(root.uri).lstrip("/")
+    name = Storage(path).uri.removeprefix(root.uri).lstrip("/")
+    if filesystem.get_file_info(f"{folder}/{name}".rstrip("/")).type == FileType.NotFound:
+        raise ValueError(f"{path}: no such file or folder")
+    return InputFolder(filesystem, folder), name
 
 
 def _check_target(target: Storage, *, replace: bool) -> None:

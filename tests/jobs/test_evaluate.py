@@ -81,6 +81,14 @@ def test_baselines_without_rows_to_learn_from_say_how_to_give_them(run: Evaluate
     assert "has no train rows among 42" in line["error"]
 
 
+def test_rows_for_baselines_that_are_not_there_are_missed_before_the_model_is_looked_for(
+    run: Evaluate,
+) -> None:
+    code, line, _ = run("evaluate.baselines=true", "evaluate.train=nowhere", "encode.model=nowhere")
+    assert code == 2
+    assert "nowhere: no such file or folder; expected .parquet files; see evaluate.train" in line["error"]
+
+
 def test_rows_that_are_in_query_and_retrieval_set_are_refused_unless_asked_for(run: Evaluate) -> None:
     both = "data.split.retrieval=[query, retrieval]"
     code, line, _ = run(both)

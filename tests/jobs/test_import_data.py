@@ -161,6 +161,14 @@ def test_a_wrong_command_line_is_one_clear_line_and_code_2(
     assert message in line["error"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "img2dataset", "mat", "embeddings", "coco"])
+def test_a_source_that_object_storage_does_not_have_is_a_wrong_setting_too(
+    s3_server: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = run(capsys, kind, "--from", f"{s3_server}/nowhere/at.all", "--to", tmp_path / "out")
+    assert (code, "nowhere/at.all: no such file or folder" in line["error"]) == (2, True)
+
+
 def test_source_and_target_may_both_be_object_storage(
     s3_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
