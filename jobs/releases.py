@@ -53,14 +53,20 @@ ACTIONS: dict[str, Callable[[Request], Result]] = {
 }
 
 
+OPTIONS = {
+    "gc": ("keep", "grace_hours", "purge"),
+    "promote": ("accept_new_length",),
+    "forget": ("keys_from",),
+}
+"""The options that an action takes; any other of these is refused with it, not ignored."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=list(ACTIONS), help="what to do")
     parser.add_argument("words", nargs="*", metavar="WORD", help="releases, a channel, or keys")
     parser.add_argument("--keep", type=int, metavar="N", help=f"gc: releases per channel ({cleaning.KEEP})")
     hours = cleaning.GRACE_HOURS
-    parser.add_argument(
-        "--grace-hours", type=float, default=hours, metavar="H", help=f"gc: younger files stay ({hours:g})"
-    )
+    parser.add_argument("--grace-hours", type=float, metavar="H", help=f"gc: younger files stay ({hours:g})")
     parser.add_argument("--purge", action="store_true", help="gc: also what is left of forgotten keys")
     parser.add_argument(
         "--accept-new-length", action="store_true", help="promote: codes of another length than the channel's"
@@ -70,7 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, args: argparse.Namespace) -> Result:
     """Open the store and do what was asked."""
+    _check_options(args)
     storage = Storage(config.require("store.uri"))
     check_store(storage)
     log = Log(storage, config.store.channel)
     return ACTIONS[args.action](Request(log, tuple(args.words), config, args))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    for action, names in OPTIONS.items():
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and value is not False and action != args.action:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is an option of {action}, not of {args.action}; leave it out")

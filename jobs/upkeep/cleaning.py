@@ -23,7 +23,10 @@ GRACE_HOURS = PATIENCE / 3600
 def collect(request: Request) -> Result:
     """Remove what none of the newest releases of any channel needs; list it, and remove nothing, if dry."""
     request.none("gc")
+    _grace_hours(request)
     keep = KEEP if request.args.keep is None else request.args.keep
+    if keep < 1:
+        raise ValueError(f"--keep must be at least 1, the current release of every channel, got {keep}")
     if request.dry_run:
         files = _find(request, kept_releases(request.log.storage, keep=keep))
         return _told(request, files, removed=0)
@@ -41,13 +44,24 @@ def collect(request: Request) -> Result:
     return _told(request, files, removed=removed, purged=purged)
 
 
+def _grace_hours(request: Request) -> float:
+    hours: float | None = request.args.grace_hours
+    if hours is None:
+        return GRACE_HOURS
+    if not 0 <= hours < math.inf:
+        raise ValueError(f"--grace-hours must be a number of hours from 0, got {hours:g}")
+    if request.args.purge and hours:
+        raise ValueError(f"--purge spares no young file, got --grace-hours {hours:g} beside it; leave it out")
+    return hours
+
+
 def _find(request: Request, kept: set[str]) -> list[SourceFile]:
     """List what can go. A purge leaves nothing for ended runs: their files may hold what was forgotten."""
     storage, now = request.log.storage, time.time()
     if request.args.purge:
         older_than = noted_since = math.inf
     else:
-        older_than, noted_since = now - 3600 * request.args.grace_hours, now - PATIENCE
+        older_than, noted_since = now - 3600 * _grace_hours(request), now - PATIENCE
     marked = mark(storage, kept | young_releases(storage, since=older_than), noted_since=noted_since)
     return unneeded(storage, marked, older_than=older_than, now=now)
 

@@ -61,6 +61,35 @@ def test_verify_ends_with_code_1_when_a_file_is_harmed(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("verify --keep 3 --purge", "--keep is an option of gc, not of verify; leave it out"),
+        ("list --purge", "--purge is an option of gc, not of list; leave it out"),
+        ("list --keep 0", "--keep is an option of gc, not of list; leave it out"),
+        ("explain k1 --grace-hours 0", "--grace-hours is an option of gc, not of explain; leave it out"),
+        (
+            "rollback --accept-new-length",
+            "--accept-new-length is an option of promote, not of rollback; leave",
+        ),
+        ("gc --keys-from keys.txt", "--keys-from is an option of forget, not of gc; leave it out"),
+        ("gc --purge --keep 0", "--keep must be at least 1, the current release of every channel, got 0"),
+        ("gc --grace-hours nan", "--grace-hours must be a number of hours from 0, got nan"),
+        ("gc --grace-hours -1", "--grace-hours must be a number of hours from 0, got -1"),
+        ("gc --grace-hours inf", "--grace-hours must be a number of hours from 0, got inf"),
+        ("gc --purge --grace-hours 5", "--purge spares no young file, got --grace-hours 5 beside it"),
+    ],
+)
+def test_an_option_that_would_be_ignored_and_a_number_that_is_none_are_refused(
+    store: Storage, capsys: pytest.CaptureFixture[str], arguments: str, told: str
+) -> None:
+    before = store.list()
+    code, result, _ = releases(capsys, *arguments.split())
+    assert (code, told in result["error"]) == (2, True), result["error"]
+    assert store.list() == before
+    assert releases(capsys, "gc", "--keep", "1", "--grace-hours", "0", "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize(
     ("steps", "currents"),
     [
         ("A B C < < <", "A B C B A !"),
