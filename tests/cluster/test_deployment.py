@@ -53,6 +53,17 @@ def test_the_ray_version_is_the_one_that_is_installed() -> None:
     assert set(re.findall(r'rayVersion: "(.*)"', text)) == {ray.__version__}
 
 
+def test_every_account_that_a_pod_runs_as_is_made_by_one_of_the_files() -> None:
+    made = {
+        body["metadata"]["name"]
+        for file in KUBERNETES
+        for body in documents(file)
+        if body["kind"] == "ServiceAccount"
+    }
+    text = "".join(file.read_text() for file in KUBERNETES)
+    assert set(re.findall(r"serviceAccountName: (\S+)", text)) == made
+
+
 def test_a_second_night_is_forbidden_while_one_runs() -> None:
     cron = documents(CLUSTER / "kuberay" / "night.yaml")[0]
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
