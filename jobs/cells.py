@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cmh_models import METHODS, method_config
+from cmh_models import METHODS
 from cmh_models.method import SIDES, HashMethod
 from cmh_models.towers import TowersConfig
 from jobs.cell_baselines import BASELINES, judge_baseline
@@ -30,7 +30,7 @@ from pipeline.corpus.decode import Pairs
 from pipeline.encoding.encoder import relaxed_codes
 from pipeline.encoding.models import input_recipe
 from pipeline.learning.engine import LocalEngine, local_device
-from pipeline.learning.training import TrainConfig, fit
+from pipeline.learning.training import fit
 from pipeline.quality.evaluation import Evaluation, evaluate_relaxed_codes
 from pipeline.quality.protocol import Coding
 from pipeline.releases.addresses import digest_bytes, digest_json
@@ -210,8 +210,8 @@ def settings_of(config: Config, *, baseline: bool = False) -> dict[str, Any]:
             for side, tower in towers.items()
         }
         return {"data": data, "towers": features}
-    sections = {"method": method_config(config.method), "train": config.section("train", TrainConfig)}
-    dumped = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in sections.items()}
+    checked = config.check("method", "train")
+    dumped = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in checked.items()}
     return dumped | {"data": data, "towers": towers}
 
 

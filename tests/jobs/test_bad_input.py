@@ -155,6 +155,12 @@ def test_what_could_not_be_judged_is_refused_before_training(
         cell(write(tmp_path / "data", **changed), tmp_path)
 
 
+def test_a_wrong_option_of_a_method_is_named_with_its_section_and_source(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"^--set: unknown key 'method\.alhpa'; known: .*code_length"):
+        cell(folder, tmp_path, "method.alhpa=1")
+
+
 def test_a_query_in_its_own_retrieval_set_is_judged_when_asked_for(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", id=["one", *map(str, range(38)), "one"])
     record = cell(folder, tmp_path, "evaluate.allow_overlap=true")
