@@ -158,3 +158,7 @@ def _read_keys(path: str | None) -> Iterator[str]:
             yield from (key for line in lines if (key := line.removesuffix("\r")))
         except FileNotFoundError:
             raise ValueError(f"--keys-from: no file at {path}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--keys-from: {path} must be text in UTF-8, a key per line; byte {error.start} is not"
+            ) from None

@@ -191,3 +191,10 @@ def test_keys_come_from_a_file_too_and_nothing_is_no_key(
     assert len(forgotten_keys(Log(world.store))) == 0
     assert call(world, "releases", "forget")[0] == 2
     assert call(world, "releases", "forget", "--keys-from", str(tmp_path / "none"))[0] == 2
+    (tmp_path / "keys.gz").write_bytes(b"k1\n\x1f\x8b\x08")
+    code, result = call(world, "releases", "forget", "--keys-from", str(tmp_path / "keys.gz"))
+    told = f"--keys-from: {tmp_path / 'keys.gz'} must be text in UTF-8, a key per line; byte 4 is not"
+    assert (code, result["error"]) == (2, told)
+    code, result = call(world, "releases", "forget", "k\udcff")
+    assert (code, result["error"]) == (2, r"a key must be UTF-8, got 'k\udcff'")
+    assert len(forgotten_keys(Log(world.store))) == 0
