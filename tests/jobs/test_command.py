@@ -138,6 +138,11 @@ def test_every_job_has_a_page_of_help_under_both_names(name: str) -> None:
         cli.main([name, "--help"])
 
 
+def test_the_readme_lists_every_job() -> None:
+    house = (ROOT / "README.md").read_text(encoding="utf-8").partition("\njobs/ ")[2].partition("```")[0]
+    assert house.removeprefix("         what one types").split() == list(cli.JOBS)
+
+
 def test_an_unknown_job_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian"]) == 2
     assert "known: train, " in capsys.readouterr().err
