@@ -160,3 +160,22 @@ def test_a_hub_that_is_not_reached_is_one_clear_line_and_what_was_brought_before
     told = refusal("tiny/text")
     assert f"the hub {nobody} was not reached (" in told and "refused" in told
     assert "check HF_ENDPOINT and the network" in told
+
+
+def test_a_network_of_timm_is_found_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm does not load here: {str(error).splitlines()[0]}")
+    network = timm.create_model("test_resnet", pretrained=False)
+    timm.models.save_for_hf(network, tmp_path / "published", safe_serialization=True)
+    with running_hub({"timm/test_resnet.tiny": tmp_path / "published"}) as started:
+        ask(started.endpoint, tmp_path / "hub", monkeypatch)
+        given = {"name": "timm", "model": "test_resnet.tiny", "hidden": 8}
+        towers = fill_towers(TowersConfig.model_validate({"image": given, "text": {"name": "bag"}}))
+        method: Any = build_method({"name": "jdsh", "code_length": 16}, towers.model_dump(mode="json"))
+        start_from_pretrained(method)
+        assert set(started.files_asked()) == {"config.json", "model.safetensors"}
+    published = network.state_dict()
+    for name, value in method.image.backbone.state_dict().items():
+        assert torch.equal(value, published[name]), name
