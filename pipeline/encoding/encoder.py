@@ -13,7 +13,7 @@ import torch
 
 from cmh_models.method import HashMethod
 from pipeline.codes import code_size, pack
-from pipeline.corpus.decode import HASH_SIZE, DecodedSide, Pairs, Reject, join_decoded
+from pipeline.corpus.decode import HASH_SIZE, DecodedSide, Reject, join_decoded
 from pipeline.corpus.schema import Side
 from pipeline.encoding.chunks import Chunk
 from pipeline.encoding.codefile import EncodedSide, join_encoded
@@ -106,14 +106,6 @@ def encode_side(method: HashMethod, side: Side, values: Any, *, tile: int = TILE
         ValueError: the network gave NaN for a row.
     """
     return pack(relaxed_codes(method, side, values, tile=tile))
-
-
-def encode_pairs(method: HashMethod, pairs: Pairs, *, tile: int = TILE) -> dict[Side, np.ndarray]:
-    """Encode both sides of complete pairs; rows stay in order."""
-    return {
-        "image": encode_side(method, "image", pairs.image, tile=tile),
-        "text": encode_side(method, "text", pairs.text, tile=tile),
-    }
 
 
 def relaxed_codes(method: HashMethod, side: Side, values: Any, *, tile: int = TILE) -> np.ndarray:
