@@ -100,6 +100,7 @@ def weights_of(endpoint: str, cache: Path, towers: dict[str, Any]) -> dict[str, 
     return dict(method.image.backbone.state_dict())
 
 
+@pytest.mark.slow
 def test_two_ranks_of_a_node_bring_weights_once_and_have_the_same(
     hub: Hub,
     folders: dict[str, Path],
