@@ -115,13 +115,8 @@ def resolve_columns(
     )
 
 
-def sample_id(key: str) -> int:
-    """Return the id of a key: the first 63 bits of its blake2b digest. It orders; it is not an identity."""
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
-
-
 def sample_ids(keys: Iterable[str]) -> np.ndarray:
-    """Return the (N,) int64 ids of keys.
+    """Return the (N,) int64 ids of keys: 63 bits of blake2b. They order; they are no identity.
 
     Raises:
         ValueError: a key cannot be written as UTF-8.

@@ -16,7 +16,7 @@ from pipeline.corpus.decode import (
     decode_pairs,
     decode_table,
 )
-from pipeline.corpus.schema import SIDES, Columns, Side, resolve_columns, sample_id
+from pipeline.corpus.schema import SIDES, Columns, Side, resolve_columns, sample_ids
 
 SIZE = 8
 RECIPE = InputRecipe(image_size=SIZE, limits=DecodeLimits(max_text_bytes=40))
@@ -213,7 +213,7 @@ def test_pairs_are_the_rows_complete_on_both_sides_and_every_other_is_counted(
     ]
     assert pairs.rows.tolist() == [50 + i for i in complete]
     assert pairs.keys == [rows[i]["key"] for i in complete]
-    assert pairs.ids.tolist() == [sample_id(key) for key in pairs.keys]
+    assert pairs.ids.tolist() == sample_ids(pairs.keys).tolist()
     assert pairs.text == [rows[i]["text"] for i in complete]
     assert pairs.image.tolist() == [decode_image(rows[i]["image"], RECIPE).tolist() for i in complete]
     assert [labels.tolist() for labels in pairs.labels or []] == [[i, 7] for i in complete]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.codes import PACKER_VERSION
 from pipeline.corpus.decode import Reject
-from pipeline.corpus.schema import sample_id
+from pipeline.corpus.schema import sample_ids
 from pipeline.encoding.codefile import (
     CodeFileRecipe,
     EncodedSide,
@@ -53,7 +53,7 @@ def test_each_key_has_one_code_and_every_row_is_in_the_ledger(rows: list[tuple[s
     parts = [part(kinds[:cut], 0), part(kinds[cut:], min(cut, len(rows)))]
     made = make_code_file(RECIPE, UnitRows(pa.array(keys, pa.string())), parts)
     expected = [
-        (sample_id(key), key, row)
+        (sample_ids([key])[0], key, row)
         for row, (kind, key) in enumerate(rows)
         if kind == "c" and keys.index(key) == row
     ]

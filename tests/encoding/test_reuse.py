@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cmh_models.method import HashMethod
 from pipeline.corpus.decode import content_hash, decode_side
 from pipeline.corpus.recipe import InputRecipe
-from pipeline.corpus.schema import Columns, Side, resolve_columns, sample_id
+from pipeline.corpus.schema import Columns, Side, resolve_columns, sample_ids
 from pipeline.encoding.codefile import CodeFileRecipe
 from pipeline.encoding.decoding import Source, decode_pieces
 from pipeline.encoding.encoder import EncodeChunk
@@ -177,10 +177,10 @@ def test_a_key_and_its_token_are_found_wherever_the_row_was(
     first_row: int,
 ) -> None:
     asked = asked + list(before.items())[::2]
-    rows = sorted(zip(before, places, strict=False), key=lambda row: (sample_id(row[0]), row[0]))
+    rows = sorted(zip(before, places, strict=False), key=lambda row: (sample_ids([row[0]])[0], row[0]))
     table = pa.table(
         {
-            "id": pa.array([sample_id(key) for key, _ in rows], pa.int64()),
+            "id": pa.array(sample_ids(key for key, _ in rows)),
             "key": pa.array([key for key, _ in rows], pa.string()),
             "row": pa.array([start + place for _, place in rows], pa.int64()),
             "content_hash": pa.array([content_hash(key.encode()) for key, _ in rows], pa.binary(16)),
