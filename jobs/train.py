@@ -19,6 +19,7 @@ if __name__ == "__main__":  # Python puts jobs/ first on sys.path, where `import
 
 import argparse
 import logging
+import os
 from typing import Any
 
 from jobs.best import KeepBest, best_model
@@ -83,6 +84,9 @@ def run(config: Config, args: argparse.Namespace) -> Result:
 
 def train_on_ray(plan: TrainingRun) -> dict[str, Any]:
     """Run the worker below on the ranks of a cluster, started again when one of them dies."""
+    # Of lines that differ in nothing but numbers, as the stacks of ranks that hang do, Ray shows one rank's
+    # only, unless it finds this where it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", r"^rank \d+[:|] ")
     from cluster.resources import Request, wait_for
     from cluster.runtime import connect, is_own, own_cpus
     from cluster.trainer import CHECKPOINTS, RankSettings, run_ranks
