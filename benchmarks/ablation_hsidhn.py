@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cmh_models.hsidhn import ABLATIONS
-from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, run_cell
+from jobs.judging.cell_data import DataSet
+from jobs.judging.cells import Asked, Cell, run_cell
 from pipeline.quality.protocol import OWN
 
 RECIPES = Path(__file__).resolve().parents[1] / "jobs" / "configs"

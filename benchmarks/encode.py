@@ -36,10 +36,10 @@ from PIL import Image
 
 from cmh_models import build_method
 from cmh_models.artefact import save_pretrained
-from jobs.actors import encode_units_by_actors, join_cluster
-from jobs.budget import NO_LIMIT
 from jobs.config import Config
-from jobs.night import Night, open_night
+from jobs.nights.actors import encode_units_by_actors, join_cluster
+from jobs.nights.budget import NO_LIMIT
+from jobs.nights.night import Night, open_night
 from pipeline.corpus import pictures
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.codefile import CodeFileRecipe

@@ -35,10 +35,10 @@ from cmh_models import build_method
 from cmh_models.artefact import save_pretrained
 from cmh_models.method import HashMethod
 from cmh_models.towers import TowersConfig
-from jobs.actors import join_cluster
 from jobs.config import Config
-from jobs.night import open_night
-from jobs.pretrained import fill_towers
+from jobs.nights.actors import join_cluster
+from jobs.nights.night import open_night
+from jobs.training.pretrained import fill_towers
 from pipeline.encoding.encoder import encode_side
 from pipeline.encoding.rows import chunk_row, decode_row
 from pipeline.learning.engine.local import LocalEngine

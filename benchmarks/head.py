@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def run(chunks: int) -> None:
-    """Hand so many chunks to two actors, as `jobs.actors` does."""
+    """Hand so many chunks to two actors, as `jobs.nights.actors` does."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.config import load_config
-from jobs.facts import keep_facts
-from jobs.night import Parent, open_night, plan
+from jobs.nights.facts import keep_facts
+from jobs.nights.night import Parent, open_night, plan
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.encoding.codefile import Ledger
 from pipeline.encoding.models import ModelFacts

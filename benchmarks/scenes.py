@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jobs import train
 from jobs.config import load_config
-from jobs.judging import judge
+from jobs.judging.judgement import judge
 
 RECIPES = Path(__file__).resolve().parents[1] / "jobs" / "configs"
 DIRECTIONS = ("map_i2t", "map_t2i")

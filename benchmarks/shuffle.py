@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from cmh_models.method import HashMethod
 from jobs.config import load_config
-from jobs.training_run import TrainingRun, plan_run
-from jobs.validation import validator
+from jobs.training.plan import TrainingRun, plan_run
+from jobs.training.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.corpus.plan import EpochPlan
 from pipeline.corpus.scenes import write_corpus

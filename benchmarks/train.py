@@ -36,7 +36,7 @@ from benchmarks import train_factors
 from cmh_models.method import Progress
 from jobs import train
 from jobs.config import load_config
-from jobs.training_run import TrainingRun, plan_run
+from jobs.training.plan import TrainingRun, plan_run
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.corpus.scenes import write_corpus
 from pipeline.learning.engine import local_rows, make_engine

@@ -23,7 +23,7 @@ import torch.multiprocessing
 
 from benchmarks.train_model import Factors, gpu_factors, largest, seconds, step, table
 from cmh_models.method import HashOutput, Progress
-from jobs.training_run import TrainingRun
+from jobs.training.plan import TrainingRun
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.learning.gather import rank, world_size
 from pipeline.learning.training import collect_statistics, gather_outputs, to_batch

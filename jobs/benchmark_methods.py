@@ -29,12 +29,12 @@ from multiprocessing import get_context
 from typing import Any
 
 from cmh_models import METHODS
-from jobs.cell_baselines import BASELINES
-from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, is_done, run_cell
-from jobs.code_version import code_commit
 from jobs.command import Result
 from jobs.config import Config
+from jobs.judging.cell_baselines import BASELINES
+from jobs.judging.cell_data import DataSet
+from jobs.judging.cells import Asked, Cell, is_done, run_cell
+from jobs.judging.code_version import code_commit
 from pipeline.quality.protocol import JOINT, OWN
 from pipeline.quality.results import MARKERS, readme_block, results_page, results_plot
 from pipeline.quality.table import notes, summarise

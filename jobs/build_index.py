@@ -21,11 +21,11 @@ import argparse
 
 from jobs.command import Result
 from jobs.config import Config
-from jobs.indexing import prepare_index, settle_index
-from jobs.memory import add_memory
-from jobs.night import next_tables, open_channel, open_night, plan, read_parent
+from jobs.nights.indexing import prepare_index, settle_index
+from jobs.nights.memory import add_memory
+from jobs.nights.night import next_tables, open_channel, open_night, plan, read_parent
+from jobs.nights.stages import build_parts, count_parts, find_code_files
 from jobs.source import undrawn
-from jobs.stages import build_parts, count_parts, find_code_files
 from pipeline.encoding.outcome import Outcome, Standing
 from pipeline.search.building import standing_parts
 

@@ -31,11 +31,19 @@ from dataclasses import dataclass, field
 from jobs import nightly, train
 from jobs.command import Result
 from jobs.config import Config, load_config
-from jobs.demo_nights import RanNight, bytes_read, describe_nights, units_of
-from jobs.demo_page import MODEL, bits_of, commands, curves_of, folder_size, score_table, stored_sizes
-from jobs.demo_questions import ask, typical_example
-from jobs.demo_source import Edits, Folders, change, clear, draw
-from jobs.judging import Judgement, judge
+from jobs.demonstration.nights import RanNight, bytes_read, describe_nights, units_of
+from jobs.demonstration.page import (
+    MODEL,
+    bits_of,
+    commands,
+    curves_of,
+    folder_size,
+    score_table,
+    stored_sizes,
+)
+from jobs.demonstration.questions import ask, typical_example
+from jobs.demonstration.source import Edits, Folders, change, clear, draw
+from jobs.judging.judgement import Judgement, judge
 from pipeline.encoding.models import open_model
 from pipeline.quality.evaluation import DEFINITIONS
 from pipeline.quality.profiles import pair_distances

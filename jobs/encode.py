@@ -21,13 +21,21 @@ import argparse
 import logging
 import time
 
-from jobs.budget import budget
 from jobs.command import Result
 from jobs.config import Config
-from jobs.dry_run import planned_counts, print_estimate, print_plan
-from jobs.night import add_limits, encode_metrics, next_tables, open_channel, open_night, plan, read_parent
+from jobs.nights.budget import budget
+from jobs.nights.dry_run import planned_counts, print_estimate, print_plan
+from jobs.nights.night import (
+    add_limits,
+    encode_metrics,
+    next_tables,
+    open_channel,
+    open_night,
+    plan,
+    read_parent,
+)
+from jobs.nights.stages import encode_units
 from jobs.source import undrawn
-from jobs.stages import encode_units
 from pipeline.encoding.outcome import check_limits, count_rows
 from pipeline.releases.manifest import create_store
 

@@ -24,7 +24,7 @@ from typing import Any
 from cmh_models.method import SIDES
 from jobs.command import Result
 from jobs.config import Config
-from jobs.judging import judge
+from jobs.judging.judgement import judge
 from jobs.source import source_files
 from pipeline.quality.evaluation import DEFINITIONS, Evaluation
 from pipeline.quality.metrics import bit_health

@@ -23,11 +23,11 @@ import tempfile
 from typing import Any
 
 from cmh_models.method import HashMethod
-from jobs.best import best_model
 from jobs.command import Result
 from jobs.config import Config
 from jobs.source import source_files, source_uri
-from jobs.training_run import TrainingRun, keep_model, plan_run
+from jobs.training.best import best_model
+from jobs.training.plan import TrainingRun, keep_model, plan_run
 from pipeline.learning.checkpoint import check_facts, whole_checkpoints
 from pipeline.learning.engine.conversion import saved_weights
 

@@ -28,14 +28,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.budget import Budget, budget
 from jobs.command import Result
 from jobs.config import Config
-from jobs.dry_run import LINES, planned_counts, print_estimate, print_plan
-from jobs.facts import keep_facts
-from jobs.indexing import prepare_index, settle_index
-from jobs.leases import kept_alive
-from jobs.night import (
+from jobs.nights.budget import Budget, budget
+from jobs.nights.dry_run import LINES, planned_counts, print_estimate, print_plan
+from jobs.nights.facts import keep_facts
+from jobs.nights.indexing import prepare_index, settle_index
+from jobs.nights.leases import kept_alive
+from jobs.nights.night import (
     Night,
     Parent,
     add_limits,
@@ -48,8 +48,8 @@ from jobs.night import (
     plan,
     read_parent,
 )
-from jobs.notes import drop_notes
-from jobs.remembering import remember as remember
+from jobs.nights.notes import drop_notes
+from jobs.nights.remembering import remember as remember
 from jobs.source import undrawn
 from pipeline.encoding.outcome import Outcome, check_limits, count_rows, without_codes
 from pipeline.releases.heads import Entry, Lease, Log
@@ -136,8 +136,11 @@ def _work(
     night: Night, wanted: Plan, parent: Parent, *, held: _Held, limit: Budget, accepted: bool
 ) -> Result:
     """Encode, check, index and publish."""
-    from jobs.gating import check_gate, refuse_new_model  # these import what a night without change can spare
-    from jobs.stages import build_parts, encode_units
+    from jobs.nights.gating import (  # these import what a night without change can spare
+        check_gate,
+        refuse_new_model,
+    )
+    from jobs.nights.stages import build_parts, encode_units
 
     if report := refuse_new_model(night, parent, accepted=accepted):
         return Result("refused", counts=_count(Outcome(), wanted), details={"gate": report.as_json()})

@@ -22,7 +22,7 @@ from typing import Any
 
 from jobs.command import Result
 from jobs.config import Config
-from jobs.remembering import Remembered, recall
+from jobs.nights.remembering import Remembered, recall
 from pipeline.releases.heads import Log, channels
 from pipeline.releases.manifest import check_store
 from pipeline.releases.storage import Storage

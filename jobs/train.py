@@ -22,15 +22,15 @@ import logging
 import os
 from typing import Any
 
-from jobs.best import KeepBest, best_model
 from jobs.command import Result, settings_text
 from jobs.config import Config
-from jobs.pretrained import start_from_pretrained
 from jobs.source import undrawn
-from jobs.surroundings import journal, surroundings
-from jobs.trackers import check_trackers
-from jobs.training_run import TrainingRun, check_settings, keep_model, plan_run
-from jobs.validation import validator
+from jobs.training.best import KeepBest, best_model
+from jobs.training.plan import TrainingRun, check_settings, keep_model, plan_run
+from jobs.training.pretrained import start_from_pretrained
+from jobs.training.surroundings import journal, surroundings
+from jobs.training.trackers import check_trackers
+from jobs.training.validation import validator
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.learning.checkpoint import (
     START,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jobs.command import Result
-from jobs.leases import StoreLease, whole_store
+from jobs.nights.leases import StoreLease, whole_store
 from jobs.upkeep.request import Request
 from pipeline.releases.collecting import PATIENCE, kept_releases, mark, sweep, unneeded, young_releases
 from pipeline.releases.forgetting import forgotten_keys

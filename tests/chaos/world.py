@@ -217,7 +217,7 @@ def _night(words: list[str], log: str, told: dict[str, str]) -> None:
 def _server() -> ForkServerContext:
     """Return the server that forks the processes of the trials, its libraries loaded."""
     context = multiprocessing.get_context("forkserver")
-    nights = ["jobs.command", "jobs.nightly", "jobs.stages", "jobs.gating"]
+    nights = ["jobs.command", "jobs.nightly", "jobs.nights.stages", "jobs.nights.gating"]
     readers = ["pipeline.search.retrieval", "pipeline.releases.storage.s3", "tests.chaos.world"]
     context.set_forkserver_preload(["tests.chaos.light", *nights, *readers])
     return context

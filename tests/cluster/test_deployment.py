@@ -249,7 +249,7 @@ def test_a_file_without_a_ray_job_is_refused_before_kubernetes_is_asked(
 
 
 def test_the_dashboard_shows_metrics_that_the_jobs_have() -> None:
-    from jobs.actors import FIGURES
+    from jobs.nights.actors import FIGURES
 
     dashboard = json.loads((CLUSTER / "grafana" / "hashfleet.json").read_text())
     shown = {

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import train
-from jobs.cell_data import DataSet
-from jobs.cells import Asked, Cell, run_cell
 from jobs.config import load_config
-from jobs.training_run import plan_run
+from jobs.judging.cell_data import DataSet
+from jobs.judging.cells import Asked, Cell, run_cell
+from jobs.training.plan import plan_run
 
 ROWS = 40
 FEATURES = "towers.image={name: features, hidden: 8}", "towers.text={name: features, hidden: 8}"
@@ -150,7 +150,7 @@ def cell(folder: Path, tmp_path: Path, *overrides: str) -> dict[str, Any]:
 def test_what_could_not_be_judged_is_refused_before_training(
     changed: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.cells.fit", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("jobs.judging.cells.fit", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(ValueError, match=message):
         cell(write(tmp_path / "data", **changed), tmp_path)
 

@@ -15,10 +15,10 @@ import pytest
 
 from cmh_models.artefact import from_pretrained
 from jobs import benchmark_methods, train
-from jobs.cell_data import DataSet, in_fold, sibling_groups
-from jobs.cells import Asked, Cell, cell_config, cell_keys, codes_digest, relaxed_sets, run_cell
 from jobs.command import run_job
 from jobs.config import load_config
+from jobs.judging.cell_data import DataSet, in_fold, sibling_groups
+from jobs.judging.cells import Asked, Cell, cell_config, cell_keys, codes_digest, relaxed_sets, run_cell
 from pipeline.corpus.scenes import write_corpus
 from pipeline.quality.protocol import JOINT, OWN
 from pipeline.quality.results import MARKERS, readme_block, results_page

@@ -14,7 +14,7 @@ import pytest
 from jobs import demo
 from jobs.cli import main
 from jobs.command import run_job
-from jobs.demo_source import BREAKS, MARK, Folders, change, clear, draw
+from jobs.demonstration.source import BREAKS, MARK, Folders, change, clear, draw
 from pipeline.corpus.scenes import row as scene
 from pipeline.releases.manifest import read_release, read_table
 from pipeline.releases.storage import Storage

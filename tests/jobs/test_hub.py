@@ -13,7 +13,7 @@ import torch
 from cmh_models import build_method
 from cmh_models.artefact import from_pretrained, tower_fingerprint
 from cmh_models.towers import TowersConfig
-from jobs.pretrained import fill_towers, start_from_pretrained
+from jobs.training.pretrained import fill_towers, start_from_pretrained
 from pipeline.corpus.scenes import write_corpus
 from tests.hub import TOKEN, Hub, running_hub
 from tests.jobs.training import run

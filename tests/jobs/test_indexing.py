@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cmh_models.artefact import save_pretrained
-from jobs import build_index, nightly, stages
+from jobs import build_index, nightly
 from jobs.command import Result
+from jobs.nights import stages
 from pipeline.releases.addresses import part_path, quantiser_path
 from pipeline.releases.manifest import ReleaseManifest, read_release, read_table
 from pipeline.releases.storage import Storage

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmh_models.artefact import save_pretrained
-from jobs import encode, nightly, stages
-from jobs.budget import Budget, budget
+from jobs import encode, nightly
 from jobs.config import load_config
-from jobs.night import Parent, open_night, plan
-from jobs.notes import find_noted, read_notes, write_notes
-from jobs.progress import Progress, duration
+from jobs.nights import stages
+from jobs.nights.budget import Budget, budget
+from jobs.nights.night import Parent, open_night, plan
+from jobs.nights.notes import find_noted, read_notes, write_notes
+from jobs.nights.progress import Progress, duration
 from pipeline.encoding.codefile import Ledger
 from pipeline.encoding.decoding import Source
 from pipeline.encoding.outcome import stored_table
@@ -129,7 +130,7 @@ def test_no_unit_is_started_after_the_deadline(world: Path) -> None:
 def test_units_in_flight_at_the_deadline_are_finished_by_the_cluster(
     ray_cluster: str, tmp_path: Path
 ) -> None:
-    from jobs.actors import encode_units_by_actors, join_cluster
+    from jobs.nights.actors import encode_units_by_actors, join_cluster
 
     write_model(tmp_path / "model")
     for n in range(12):
@@ -211,7 +212,7 @@ def test_damaged_notes_are_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_progress_is_a_metric_of_ray(ray_cluster: str) -> None:
-    from jobs.actors import gauges
+    from jobs.nights.actors import gauges
 
     gauges("test")(Progress(4).figures())  # a figure without a gauge would be an error
 

@@ -14,7 +14,7 @@ import pytest
 from cmh_models.artefact import save_pretrained
 from jobs import build_index, encode, nightly
 from jobs.command import run_job
-from jobs.leases import kept_alive
+from jobs.nights.leases import kept_alive
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import create_store, read_release, read_table
 from pipeline.releases.storage import Storage

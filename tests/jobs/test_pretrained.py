@@ -10,7 +10,7 @@ import torch
 
 from cmh_models.artefact import from_pretrained
 from cmh_models.towers import TowersConfig
-from jobs import pretrained
+from jobs.training import pretrained
 from pipeline.corpus.scenes import write_corpus
 from pipeline.encoding.encoder import encode_side
 from pipeline.releases.storage import Storage

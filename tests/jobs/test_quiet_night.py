@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.config import load_config
-from jobs.facts import keep_facts
-from jobs.night import Parent, open_night, plan
+from jobs.nights.facts import keep_facts
+from jobs.nights.night import Parent, open_night, plan
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import PARTS, REJECTS, UNITS, create_store, write_release
 from tests.jobs.feature_nights import feature_settings, write_model, write_unit

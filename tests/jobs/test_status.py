@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.config import Config, load_config
-from jobs.remembering import remember
+from jobs.nights.remembering import remember
 from pipeline.releases.heads import Log
 from pipeline.releases.manifest import create_store
 from pipeline.releases.storage import Storage

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.config import load_config
-from jobs.trackers import check_trackers, trackers
-from jobs.training_run import plan_run
+from jobs.training.plan import plan_run
+from jobs.training.trackers import check_trackers, trackers
 from tests.jobs.training import overrides, run
 
 HERE = "resources.workers=0"

@@ -16,8 +16,8 @@ from cmh_models.artefact import artefact_digest, from_pretrained
 from cmh_models.method import SIDES
 from jobs import train
 from jobs.config import load_config
-from jobs.surroundings import journal
-from jobs.training_run import plan_run
+from jobs.training.plan import plan_run
+from jobs.training.surroundings import journal
 from pipeline.codes import pack
 from pipeline.corpus.scenes import write_corpus
 from pipeline.releases.storage import Storage

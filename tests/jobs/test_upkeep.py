@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cmh_models.artefact import artefact_digest, save_pretrained
-from jobs.leases import StoreLease
-from jobs.notes import NOTES, write_notes
+from jobs.nights.leases import StoreLease
+from jobs.nights.notes import NOTES, write_notes
 from pipeline.encoding.encoder import encode_side
 from pipeline.encoding.outcome import stored_table
 from pipeline.encoding.units import find_codes

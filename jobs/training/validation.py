@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cmh_models.method import HashMethod
-from jobs.training_run import TrainingRun
+from jobs.training.plan import TrainingRun
 from pipeline.corpus.cache import Arrays
 from pipeline.corpus.dataset import Piece, PieceReader, stacked
 from pipeline.corpus.schema import SIDES, Side, sample_ids

@@ -21,8 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.metrics import run_gauges
 from cluster.resources import Request, wait_for
 from cluster.runtime import connect
-from jobs.budget import Budget
-from jobs.night import Night
+from jobs.nights.budget import Budget
+from jobs.nights.night import Night
 from jobs.stopping import hear_sigterm
 from pipeline.encoding.chunks import Chunk, Place
 from pipeline.encoding.decoding import Receipt

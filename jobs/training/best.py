@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmh_models.artefact import from_pretrained
 from cmh_models.method import HashMethod
-from jobs.training_run import TrainingRun, keep_model
+from jobs.training.plan import TrainingRun, keep_model
 from pipeline.learning.engine import Engine
 from pipeline.learning.gather import rank
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jobs.trackers import Sink, trackers
-from jobs.training_run import TrainingRun
+from jobs.training.plan import TrainingRun
+from jobs.training.trackers import Sink, trackers
 from pipeline.corpus.dataset import Decode, DecodeWithRay, decode_here
 from pipeline.learning.checkpoint import CheckpointStore
 from pipeline.learning.engine import local_device

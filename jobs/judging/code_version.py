@@ -8,7 +8,7 @@ from pathlib import Path
 from cmh_models import METHODS
 from pipeline.releases.addresses import digest_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = (
     "pipeline/learning/training.py",
     "pipeline/learning/engine/config.py",

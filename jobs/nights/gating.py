@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gated_parts import Candidate, search_parts
-from jobs.gated_rows import encode_again
-from jobs.night import Night, Parent
+from jobs.nights.gated_parts import Candidate, search_parts
+from jobs.nights.gated_rows import encode_again
+from jobs.nights.night import Night, Parent
 from pipeline.quality import gate
 from pipeline.quality.gate import Check, GateReport
 from pipeline.releases.forgetting import forgotten_keys
@@ -87,7 +87,7 @@ def _judge_canary(candidate: Candidate) -> dict[str, float] | None:
     config, canary = candidate.night.config, candidate.limits.canary
     if canary is None:
         return None
-    from jobs.judging import judge
+    from jobs.judging.judgement import judge
 
     data = config.data.model_copy(update={"path": canary, "scenes": None})
     encode = config.encode.model_copy(update={"model": candidate.night.facts.digest})

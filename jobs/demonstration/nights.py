@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.command import Result
-from jobs.demo_page import SIDE_NAMES
-from jobs.demo_questions import Corpus, hits_of
-from jobs.demo_source import Edits, Folders
+from jobs.demonstration.page import SIDE_NAMES
+from jobs.demonstration.questions import Corpus, hits_of
+from jobs.demonstration.source import Edits, Folders
 from pipeline.corpus.schema import SIDES, sample_ids
 from pipeline.quality.report.content import FileOfNight, Gone, Hit, Ledger, Night, Nights, Rejected
 from pipeline.releases.addresses import code_path, rejects_path

@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.budget import NO_LIMIT, Budget
-from jobs.indexing import plan_builds
-from jobs.night import Night
-from jobs.notes import NOTES, find_noted, read_notes, write_notes
-from jobs.progress import Progress
+from jobs.nights.budget import NO_LIMIT, Budget
+from jobs.nights.indexing import plan_builds
+from jobs.nights.night import Night
+from jobs.nights.notes import NOTES, find_noted, read_notes, write_notes
+from jobs.nights.progress import Progress
 from pipeline.corpus.schema import SchemaError
 from pipeline.encoding.chunks import Place
 from pipeline.encoding.codefile import CodeFileRecipe
@@ -146,7 +146,7 @@ def build_parts(night: Night, units: pa.Table, parent_parts: pa.Table) -> tuple[
     many = len(missing) > 1 and missing.rows >= MANY_ROWS
     missing, at_once = plan_builds(night, missing, at_once=64 if many else 1)
     if many:
-        from jobs.actors import join_cluster, map_tasks
+        from jobs.nights.actors import join_cluster, map_tasks
 
         join_cluster(night)
         made = map_tasks(make_part, missing, at_once=at_once, storage=night.store)
@@ -238,7 +238,7 @@ def _find(night: Night, addresses: Sequence[str]) -> pa.Table:
     """Read what stands at some addresses (STORED): a few files here, many in tasks of the cluster."""
     if len(addresses) <= MANY_READS:
         return _find_some(addresses, night.store)
-    from jobs.actors import join_cluster, map_tasks
+    from jobs.nights.actors import join_cluster, map_tasks
 
     join_cluster(night)
     groups = [addresses[start : start + READS] for start in range(0, len(addresses), READS)]
@@ -345,7 +345,7 @@ class _Encoder:
             yield self._finish(work, [receipt_of(encode(chunk_row(chunk, work))) for chunk in work.chunks])
 
     def _by_actors(self, works: Sequence[UnitWork]) -> Iterator[UnitReport]:
-        from jobs.actors import encode_units_by_actors, gauges, join_cluster
+        from jobs.nights.actors import encode_units_by_actors, gauges, join_cluster
 
         join_cluster(self.night)
         self.progress.also = self.progress.also or gauges(self.night.config.run.name)

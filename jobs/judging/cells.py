@@ -16,14 +16,14 @@ import numpy as np
 from cmh_models import METHODS
 from cmh_models.method import SIDES, HashMethod
 from cmh_models.towers import TowersConfig
-from jobs.cell_baselines import BASELINES, judge_baseline
-from jobs.cell_data import DataSet, description_of, open_view, sibling_groups
-from jobs.code_version import code_commit, code_version, files_version
 from jobs.config import Config, load_config
-from jobs.pretrained import start_from_pretrained
-from jobs.sets import EncodedSet, check_sets, encode_sets
+from jobs.judging.cell_baselines import BASELINES, judge_baseline
+from jobs.judging.cell_data import DataSet, description_of, open_view, sibling_groups
+from jobs.judging.code_version import code_commit, code_version, files_version
+from jobs.judging.sets import EncodedSet, check_sets, encode_sets
 from jobs.source import source_uri
-from jobs.training_run import plan_run
+from jobs.training.plan import plan_run
+from jobs.training.pretrained import start_from_pretrained
 from pipeline.codes import pack
 from pipeline.corpus.dataset import Feed, FeedConfig, PieceReader
 from pipeline.corpus.decode import Pairs
@@ -38,9 +38,9 @@ from pipeline.releases.storage import Storage
 
 EPOCH_RULE = "as many as the recipe says, chosen on validation rows split off train; the last is taken"
 NO_EPOCHS = "none: fitted in closed form or by a fixed number of rounds"
-_JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/cells.py")
+_JUDGING = ("pipeline/quality/metrics.py", "pipeline/quality/evaluation.py", "jobs/judging/cells.py")
 _TRAINED_PART = ("hidden", "dropout", "pair_buckets", "trained_on", "channels")
-_BASELINES = ("pipeline/quality/baselines.py", "jobs/cell_baselines.py")
+_BASELINES = ("pipeline/quality/baselines.py", "jobs/judging/cell_baselines.py")
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.budget import add_budget
 from jobs.config import Config, validate
-from jobs.facts import keep_facts, model_facts
-from jobs.memory import add_memory, index_config
+from jobs.nights.budget import add_budget
+from jobs.nights.facts import keep_facts, model_facts
+from jobs.nights.memory import add_memory, index_config
 from jobs.source import absolute, list_units, source_files, source_uri
 from pipeline.corpus.schema import SIDES
 from pipeline.encoding.decoding import Source

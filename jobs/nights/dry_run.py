@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.night import Night, Parent
-from jobs.progress import duration
+from jobs.nights.night import Night, Parent
+from jobs.nights.progress import duration
 from pipeline.encoding.outcome import PLACES, Outcome, count_rows
 from pipeline.releases.manifest import joined
 from pipeline.releases.planning import Plan, source_bytes

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.night import Night, Parent
+from jobs.nights.night import Night, Parent
 from pipeline.codes import code_size
 from pipeline.search.families import parse_recipe
 from pipeline.search.indexing import AUTO, SETTINGS, IndexConfig

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from jobs.training_run import TrainingRun
+from jobs.training.plan import TrainingRun
 
 Sink = Callable[[int, Mapping[str, float]], None]
 """Takes the scalars of a step."""

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.gated_parts import Candidate
-from jobs.night import Night
+from jobs.nights.gated_parts import Candidate
+from jobs.nights.night import Night
 from pipeline.corpus.schema import Side
 from pipeline.encoding.codefile import CodeFileRecipe
 from pipeline.encoding.decoding import Receipt
@@ -88,7 +88,7 @@ def _receipts(night: Night, rows: Sequence[Row]) -> Iterator[Receipt]:
     if night.config.resources.gpu:
         import ray
 
-        from jobs.actors import join_cluster
+        from jobs.nights.actors import join_cluster
 
         join_cluster(night)  # a night that only lost units has not done so yet
         answers = ray.get(ray.remote(num_gpus=1, num_cpus=1)(_encode).remote(night, rows))

@@ -15,9 +15,9 @@ from cmh_models.artefact import save_pretrained
 from cmh_models.method import HashMethod, MethodConfig
 from cmh_models.towers import TowersConfig
 from jobs.config import Config
-from jobs.first_rows import check_first_rows
-from jobs.pretrained import fill_towers
 from jobs.source import source_files, source_uri
+from jobs.training.first_rows import check_first_rows
+from jobs.training.pretrained import fill_towers
 from pipeline.corpus.dataset import PieceReader
 from pipeline.corpus.decode import InputRecipe
 from pipeline.corpus.listing import Listing, Selection, list_pairs

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.night import Night, Parent
+from jobs.nights.night import Night, Parent
 from pipeline.codes import hamming
 from pipeline.corpus.schema import Side
 from pipeline.quality.gate import GateConfig, PartSample

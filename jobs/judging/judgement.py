@@ -9,7 +9,7 @@ import numpy as np
 
 from cmh_models.method import SIDES, HashMethod
 from jobs.config import Config
-from jobs.sets import EncodedSet, Encoder, Sets, encode_sets
+from jobs.judging.sets import EncodedSet, Encoder, Sets, encode_sets
 from jobs.source import source_digest, source_uri
 from pipeline.codes import pack
 from pipeline.corpus.decode import Pairs

@@ -9,9 +9,9 @@ import numpy as np
 from cmh_models import build_method
 from cmh_models.method import SIDES
 from jobs.config import Config
-from jobs.sets import EncodedSet, Encoder, check_sets, encode_sets
+from jobs.judging.sets import EncodedSet, Encoder, check_sets, encode_sets
 from jobs.source import source_uri
-from jobs.training_run import plan_run
+from jobs.training.plan import plan_run
 from pipeline.corpus.decode import Pairs
 from pipeline.corpus.recipe import InputRecipe
 from pipeline.encoding.baselines import describe_pairs

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.demo_source import Folders
-from jobs.judging import Judgement
+from jobs.demonstration.source import Folders
+from jobs.judging.judgement import Judgement
 from pipeline.corpus.schema import SIDES
 from pipeline.quality.evaluation import CUT
 from pipeline.quality.metrics import bit_health
