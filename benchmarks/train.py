@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks import train_factors
@@ -302,7 +301,7 @@ def bare_loop(run: TrainingRun, *, sharded: bool = False) -> None:
     local_rows(config.global_batch_size, world_size())
     feed = open_feed(run)
     engine: Any = argparse.Namespace(method=method, device=torch.device("cpu"), forward=method)
-    stepper: Any = PlainSteps(method, config.make_optimiser(method))
+    stepper: Any = train_factors.PlainSteps(method, config.make_optimiser(method))
     if sharded:
         engine = stepper = make_engine(method, config, run.deepspeed)
     total = config.epochs * feed.steps_per_epoch
@@ -316,28 +315,6 @@ def bare_loop(run: TrainingRun, *, sharded: bool = False) -> None:
             stepper.update(config.learning_rate)
             step += 1
     clock(None)
-
-
-class PlainSteps:
-    """Goes back from a loss, averages gradients over ranks in one flat buffer, and steps."""
-
-    def __init__(self, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        self._weights = [weight for weight in method.parameters() if weight.requires_grad]
-        self._optimiser = optimiser
-
-    def accumulate(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def update(self, learning_rate: float) -> None:
-        if world_size() > 1:
-            flat = torch.cat([w.grad.reshape(-1) for w in self._weights if w.grad is not None])
-            dist.all_reduce(flat)
-            flat /= world_size()
-            sizes = [weight.numel() for weight in self._weights]
-            for weight, mean in zip(self._weights, flat.split(sizes), strict=True):
-                weight.grad = mean.view_as(weight)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
 
 
 def bare_step(engine: Any, stepper: Any, rows: Any, progress: Progress) -> None:

@@ -29,7 +29,6 @@ from pipeline.learning.gather import rank, world_size
 from pipeline.learning.training import collect_statistics, gather_outputs, to_batch
 
 ROUNDS = 15
-SIZES = (1 << 12, 1 << 20)  # floats of a timed collective
 WORKER_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
 """Ray's own: plain processes take it too, so that all else on the machine weighs alike on both."""
 
@@ -73,6 +72,7 @@ def joined(number: int, ranks: int, file: str) -> Iterator[None]:
     os.environ |= {"LOCAL_RANK": str(number), "RANK": str(number), "WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo", init_method=f"file://{file}.group", rank=number, world_size=ranks)
     yield
+    dist.barrier()  # a group that one rank still uses ends badly
     dist.destroy_process_group()
 
 
@@ -96,16 +96,18 @@ def factors(run: TrainingRun) -> Factors:
     half = {name: value[: mine // 2] for name, value in whole.items()}
     at_whole = timed(lambda: networks(method, whole))
     at_half = timed(lambda: networks(method, half))
-    row = (at_whole - at_half) / (mine - mine // 2)
+    # What half of the rows take may be less than half: what is left then is no time below nothing.
+    row = min(at_whole / mine, (at_whole - at_half) / (mine - mine // 2))
     optimiser = config.make_optimiser(method)
     networks(method, whole)
-    fixed = max(0.0, at_whole - mine * row) + timed(optimiser.step)
+    fixed = at_whole - mine * row + timed(optimiser.step)
+    average = timed(PlainSteps(method, optimiser).average)
     pair = timed_loss(method, whole) / (mine * batch)
     with torch.no_grad():
         output = method(to_batch(method, whole, torch.device("cpu")), Progress(0, 0, 1))
     gathered = sum(output[name][0].numel() * output[name].element_size() for name in method.gathers)
-    hop, link = collectives()
     parameters = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
+    hop, link = collectives(parameters, average)
     return Factors(row, fixed, pair, 2 * gathered, hop, link, parameters, calls=2 + len(method.gathers))
 
 
@@ -118,6 +120,32 @@ class _Plain:
     def forward(self, batch: Any, progress: Progress) -> HashOutput:
         output: HashOutput = self.method(batch, progress)
         return output
+
+
+class PlainSteps:
+    """Goes back from a loss, averages gradients over ranks in one flat buffer, and steps."""
+
+    def __init__(self, method: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self._weights = [weight for weight in method.parameters() if weight.requires_grad]
+        self._optimiser = optimiser
+
+    def accumulate(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def average(self) -> None:
+        """Give every rank the average of the gradients of all."""
+        flat = torch.cat([w.grad.reshape(-1) for w in self._weights if w.grad is not None])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        sizes = [weight.numel() for weight in self._weights]
+        for weight, mean in zip(self._weights, flat.split(sizes), strict=True):
+            weight.grad = mean.view_as(weight)
+
+    def update(self, learning_rate: float) -> None:
+        if world_size() > 1:
+            self.average()
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
 
 
 def networks(method: Any, rows: Any) -> None:
@@ -158,15 +186,18 @@ def timed(work: Callable[[], Any]) -> float:
     return statistics.median(found[2:])
 
 
-def collectives() -> tuple[float, float]:
-    """Return the seconds until the first byte, a doubling of ranks, and the bytes a second of one rank."""
+def collectives(parameters: int, average: float) -> tuple[float, float]:
+    """Return the seconds until the first byte, a doubling of ranks, and the bytes a second of one rank.
+
+    Args:
+        average: seconds that the gradients of so many parameters take, put together, sent and taken apart.
+    """
     ranks = world_size()
     if ranks == 1:
         return 0.0, 1.0  # nobody to talk to
-    small, large = (timed(partial(dist.all_reduce, torch.zeros(size))) for size in SIZES)
-    moved = [2 * (ranks - 1) / ranks * 4 * size for size in SIZES]
-    link = (moved[1] - moved[0]) / max(1e-9, large - small)
-    return max(0.0, small - moved[0] / link) / (2 * math.log2(ranks)), link
+    first = timed(partial(dist.all_reduce, torch.zeros(1)))
+    moved = 2 * (ranks - 1) / ranks * 4 * parameters
+    return first / (2 * math.log2(ranks)), moved / max(1e-9, average - first)
 
 
 def say(line: str) -> None:

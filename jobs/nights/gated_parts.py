@@ -1,6 +1,6 @@
 """What a gate asks of index parts, opened as a reader opens them, and the truth from the code files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from pipeline.search.parts import PartsOpening, open_part
 from pipeline.search.quantisers import open_quantiser
 
 HEALTH_ROWS = 1 << 16
-"""So many codes are looked at bit by bit."""
+"""So many codes are looked at bit by bit, at most."""
+HEALTH_LEAST = 1 << 12
+"""So many, where a side has them: of a few small parts alone most bits may be constant."""
 _BLOCK = 1 << 14
 _FLIPPED = 0.1  # share of the bits in which a query differs from the stored code that it is made of
 
@@ -57,24 +59,28 @@ def search_parts(
     candidate: Candidate, side: str, *, rng: np.random.Generator, forgotten: Forgotten
 ) -> tuple[list[PartSample], np.ndarray]:
     """Ask a few parts of a side; return what they found, and codes to look at bit by bit."""
-    samples = []
+    samples: list[PartSample] = []
     codes = [np.empty((0, candidate.night.facts.code_length // 8), np.uint8)]
-    for row in _chosen_parts(candidate, side, rng):
+    for row in _parts_in_turn(candidate, side, rng):
+        asked = len(samples) == candidate.limits.parts
+        if asked and sum(map(len, codes)) >= HEALTH_LEAST:
+            break
         keys, stored = _stored_codes(candidate, side, row)
         codes.append(stored)
-        samples.append(_ask(candidate, row, rng=rng, keys=keys, codes=stored, forgotten=forgotten))
+        if not asked:
+            samples.append(_ask(candidate, row, rng=rng, keys=keys, codes=stored, forgotten=forgotten))
     together = np.concatenate(codes)
     return samples, together[rng.permutation(len(together))[:HEALTH_ROWS]]
 
 
-def _chosen_parts(candidate: Candidate, side: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Choose parts of a side, those first that the parent release does not have."""
+def _parts_in_turn(candidate: Candidate, side: str, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a side, those first that the parent release does not have."""
     parts = candidate.tables["parts"]
     mine = parts.filter(pc.and_(pc.equal(parts["side"], side), pc.greater(parts["rows"], 0)))
     known = pc.is_in(mine["part"], value_set=candidate.parent.parts["part"]).to_numpy()
     order = rng.permutation(len(mine))
-    ordered = order[np.argsort(known[order], kind="stable")]
-    return mine.take(pa.array(ordered[: candidate.limits.parts])).to_pylist()
+    for number in order[np.argsort(known[order], kind="stable")]:
+        yield mine.slice(number, 1).to_pylist()[0]
 
 
 def _stored_codes(

@@ -45,7 +45,11 @@ def _reading(folder: Path) -> Iterator[None]:
     By locks, which end with their process, and not by a collective: one that has raised must wait for no
     other, and no other may find the folder gone under it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # what it holds is unpickled
+        raise PermissionError(
+            f"{folder} belongs to another user: remove it, or set TMPDIR to a place of your own"
+        )
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)

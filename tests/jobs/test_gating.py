@@ -50,6 +50,18 @@ def test_a_first_night_lists_its_comparisons_as_skipped(world: World) -> None:
     assert "a first release" in found["rows, text"]["words"]
 
 
+def test_bits_are_judged_over_a_whole_small_side_however_few_parts_are_searched(world: World) -> None:
+    judged = ("gate.min_rows=1", "gate.max_balance=1", "gate.max_dead_bits=1", "gate.parts=1")
+    code, result = call(world, "nightly", settings=("store.channel=fresh", *judged))
+    assert code == 0
+    units = read_table(world.store, read_release(world.store, result["outputs"]["release"]), "units")
+    for side in ("image", "text"):
+        rows = sum(unit["encoded"] for unit in units.to_pylist() if unit["side"] == side)
+        words = checks(result)[f"collisions, {side}"]["words"]
+        assert f" of {rows} codes stand more than once" in words
+        assert "in 1 part(s)" in checks(result)[f"recall, {side}"]["words"]
+
+
 def test_another_model_needs_to_be_accepted_before_any_work_is_done(world: World) -> None:
     save_pretrained(tiny_method(seed=5), world.folder / "other", card={})
     other = (f"encode.model={world.folder / 'other'}",)

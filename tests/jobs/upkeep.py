@@ -47,6 +47,7 @@ class World:
             "run.dir": self.folder / "runs",
             "encode.max_reject_fraction": 0.5,
             "index.part_boundary": 2,
+            "gate.min_rows": 1_000_000,  # the bits of an untrained model are not judged
         }
         named = [f"{key}={value}" for key, value in values.items()]
         return [word for setting in (*named, *others) for word in ("--set", setting)]

@@ -126,7 +126,7 @@ def _partial(target: Path) -> Iterator[Path]:
             try:
                 _make_folder(target.parent)
                 partial.touch(exist_ok=False)
-            except FileNotFoundError:  # a folder was removed since it was made or found
+            except (FileNotFoundError, FileExistsError):  # a folder was removed since it was made or found
                 if left:
                     continue
                 raise
