@@ -34,8 +34,8 @@ def surroundings(plan: TrainingRun, *, bar: bool) -> Surroundings:
 
         from cluster.trainer import RayRank
 
-        rank = RayRank()
-        return Surroundings(rank.device, rank.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None)
+        here = RayRank()
+        return Surroundings(here.device, here.report, DecodeWithRay(), tqdm_ray.tqdm if bar else None)
     store = CheckpointStore(plan.storage, f"{plan.folder}/checkpoints")
     device = local_device(gpu=plan.config.resources.gpu)
     return Surroundings(device, store.report, decode_here, tqdm if bar else None)

@@ -5,6 +5,8 @@ Each rank is a copy of the method, so that a rank that keeps other statistics th
 
 import copy
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -45,7 +47,7 @@ def simulate(
     gathered = {name: torch.cat([output[name] for output in outputs]) for name in copies[0].gathers}
     everyone = [Everyone(gathered, start=r * share) for r in range(ranks)]
     local = [rank.sums(output) for rank, output in zip(copies, outputs, strict=True)]
-    sums = {name: sum((each[name] for each in local), torch.zeros(())) for name in local[0]}
+    sums = {name: reduce(add, (each[name] for each in local)) for name in local[0]}
 
     with torch.no_grad():
         for rank, seen in zip(copies, everyone, strict=True):

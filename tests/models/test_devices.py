@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cmh_models import build_method
-from cmh_models.method import SIDES, Batch, Everyone, HashMethod, Progress
+from cmh_models.method import SIDES, Batch, HashMethod, Progress
+from tests.models.simulation import Step, simulate
 
 ROWS, WIDTH, CLASSES = 32, 12, 4
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,20 +42,9 @@ def made(method: str, towers: str, device: str = "cpu") -> tuple[HashMethod, Bat
     return built, batch | {"labels": labels}
 
 
-def step(method: HashMethod, batch: Batch, number: int) -> torch.Tensor:
-    """Run a step of one rank: statistics, loss, gradients; return the loss."""
-    method.zero_grad()
-    method.global_rows = len(batch["image"])
-    progress = Progress(0, number, 100)
-    output = method(batch, progress)
-    sums = method.sums(output)
-    everyone = Everyone({name: output[name].detach() for name in method.gathers}, start=0)
-    with torch.no_grad():
-        method.update_statistics(everyone, sums)
-    terms = method.loss(output, everyone, sums, progress).values()
-    loss = torch.stack([term.numerator / term.denominator.clamp_min(1) for term in terms]).sum()
-    loss.backward()
-    return loss.detach()
+def step(method: HashMethod, batch: Batch, number: int) -> Step:
+    """Run a step of one rank; the next one goes on from its statistics."""
+    return simulate(method, batch, 1, progress=Progress(0, number, 100))
 
 
 @pytest.mark.parametrize("towers", TOWERS)
@@ -64,8 +54,9 @@ def test_a_step_makes_nothing_on_a_device_of_its_own(method: str, towers: str) -
     for number in range(built.statistics_rounds + 2):
         # What is made without a device lands on "meta", and cannot be mixed with the batch.
         with torch.device("meta"):
-            loss = step(built, batch, number)
-        assert loss.device.type == "cpu"
+            found = step(built, batch, number)
+        assert found.loss.device.type == "cpu"
+        built = found.method
     assert {buffer.device.type for buffer in built.buffers()} == {"cpu"}
 
 
@@ -76,8 +67,9 @@ def test_a_step_makes_nothing_on_a_device_of_its_own(method: str, towers: str) -
 def test_a_gpu_computes_the_loss_and_the_gradient_of_the_cpu(method: str, towers: str) -> None:
     (here, batch), (there, moved) = made(method, towers), made(method, towers, "cuda")
     for number in range(here.statistics_rounds + 2):
-        torch.testing.assert_close(step(there, moved, number).cpu(), step(here, batch, number), rtol=1e-4)
-    for (name, weight), other in zip(here.named_parameters(), there.parameters(), strict=True):
-        if weight.grad is not None and other.grad is not None:
-            error = (other.grad.cpu() - weight.grad).norm() / weight.grad.norm().clamp_min(1e-12)
-            assert float(error) < 1e-3, name
+        one, other = step(here, batch, number), step(there, moved, number)
+        torch.testing.assert_close(other.loss.cpu(), one.loss, rtol=1e-4, atol=1e-6)
+        here, there = one.method, other.method
+    for name, gradient in one.gradients.items():
+        error = (other.gradients[name].cpu() - gradient).norm() / gradient.norm().clamp_min(1e-12)
+        assert float(error) < 1e-3, name
