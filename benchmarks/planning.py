@@ -56,7 +56,7 @@ from pipeline.releases.manifest import (
 )
 from pipeline.releases.planning import cut_files, plan_night, source_bytes, source_table
 from pipeline.releases.storage import SourceFile, Storage
-from pipeline.search.building import parts_table
+from pipeline.search.building import part_row, parts_table
 from pipeline.search.indexing import IndexConfig
 from pipeline.search.part_plans import PartPlan, plan_release_parts, reuse_parts
 from pipeline.search.retrieval import Release
@@ -232,17 +232,8 @@ def _report(image: dict[str, Any], text: dict[str, Any]) -> UnitReport:
 
 def _part(plan: PartPlan) -> dict[str, Any]:
     """Return the row of a part that was built."""
-    return {
-        "side": plan.side,
-        "ordinal": plan.ordinal,
-        "part": plan.address,
-        "units": len(plan.members),
-        "rows": plan.rows,
-        "index_sha256": 2 * plan.address,
-        "index_bytes": 8 * plan.rows,
-        "keys_sha256": 2 * plan.address,
-        "keys_bytes": 48 * plan.rows,
-    }
+    digest = 2 * plan.address
+    return part_row(plan, index=(digest, 8 * plan.rows), keys=(digest, 48 * plan.rows))
 
 
 def _open(folder: Path, units: int) -> dict[str, float]:

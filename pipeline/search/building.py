@@ -62,17 +62,27 @@ def make_part(plan: PartPlan, storage: Storage) -> dict[str, Any]:
             files = _standing(plan, storage, folder)
         else:
             files = _make(plan, storage, folder)
-        return {
-            "side": plan.side,
-            "ordinal": plan.ordinal,
-            "part": plan.address,
-            "units": len(plan.members),
-            "rows": plan.rows,
-            "index_sha256": _sha256(files[0]),
-            "index_bytes": files[0].stat().st_size,
-            "keys_sha256": _sha256(files[1]),
-            "keys_bytes": files[1].stat().st_size,
-        }
+        index, keys = ((_sha256(file), file.stat().st_size) for file in files)
+        return part_row(plan, index=index, keys=keys)
+
+
+def part_row(plan: PartPlan, *, index: tuple[str, int], keys: tuple[str, int]) -> dict[str, Any]:
+    """Return the row of a part in the table `parts`.
+
+    Args:
+        index, keys: sha256 and bytes of its two files.
+    """
+    return {
+        "side": plan.side,
+        "ordinal": plan.ordinal,
+        "part": plan.address,
+        "units": len(plan.members),
+        "rows": plan.rows,
+        "index_sha256": index[0],
+        "index_bytes": index[1],
+        "keys_sha256": keys[0],
+        "keys_bytes": keys[1],
+    }
 
 
 def parts_table(reused: pa.Table, made: Iterable[dict[str, Any]]) -> pa.Table:
